@@ -1,0 +1,371 @@
+"""The command line: parse, call, show. Assembles nothing.
+
+Everything that needs torch is imported inside the command that uses it, so that `--help` and most
+mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from handful import screen
+
+if TYPE_CHECKING:
+    from handful.config import RunConfig
+
+app = typer.Typer(
+    name="handful",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data = typer.Typer(help="Fetch data sets.")
+app.add_typer(data, name="data")
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `handful train` made.")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="`mnist50`, a directory of idx files, or a folder with one folder of images a class.",
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+
+
+@app.callback(invoke_without_command=True)
+def handful(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    """Accurate image classifiers from a handful of labelled images per class, with SimCLR.
+
+    Start with **handful train mnist50**, or with a folder that has one folder of images a class:
+    **handful train photos/**. What a run makes opens in any browser (report.html) and answers for
+    new files: **handful predict RUN image.png**.
+    """
+    if version:
+        show_version()
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def train(
+    source: Source,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Named settings, see `handful recipes`. "
+            "Default: demo for mnist50, standard for anything else."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder. Default: runs/SOURCE-RECIPE.")
+    ] = None,
+    per_class: Annotated[
+        int | None,
+        typer.Option(help="Labelled images per class. Default: all.", rich_help_panel="Data"),
+    ] = None,
+    draw: Annotated[
+        int | None,
+        typer.Option(
+            help="Which images those are: a number. Default: the first of each class.",
+            rich_help_panel="Data",
+        ),
+    ] = None,
+    unlabelled: Annotated[
+        bool,
+        typer.Option(
+            "--unlabelled",
+            help="Use the other training images too, without their labels.",
+            rich_help_panel="Data",
+        ),
+    ] = False,
+    dev: Annotated[
+        bool,
+        typer.Option(
+            "--dev",
+            help="Score on training images 50,000-59,999 and never open the test set.",
+            rich_help_panel="Data",
+        ),
+    ] = False,
+    control: Annotated[
+        bool | None,
+        typer.Option(
+            "--control/--no-control",
+            help="Also train without the pretext task, to see what it is worth.",
+            show_default="as the recipe says",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of all randomness.", show_default="0")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", show_default="auto")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any one setting. May be repeated."),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.toml",
+            help="Settings laid over the recipe: a few, or the config.toml of another run.",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run that is in the run folder.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
+) -> None:
+    """Train a classifier, measure it, and draw what it learned."""
+    began = time.time() - time.process_time()  # of the process, not of this function
+    options = {
+        "data.per_class": per_class,
+        "data.draw": draw,
+        "data.unlabelled": unlabelled or None,
+        "data.dev": dev or None,
+        "control": control,
+        "seed": seed,
+        "device": device,
+    }
+    given = {key: value for key, value in options.items() if value is not None}
+    settings = compose(source, recipe, config, given, assignments or [])
+    place = out or default_out(settings)
+    with screen.progress(quiet) as progress:
+        progress.say(f"recipe {settings.recipe}, into {place}")
+        from handful import experiment
+
+        run = experiment.run(
+            settings,
+            place,
+            overwrite=overwrite,
+            on_row=progress.row,
+            say=progress.say,
+            began=began,
+        )
+    typer.echo(screen.run(run.summary, str(run.report)))
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    source: Source,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Score a trained classifier on labelled images."""
+    from handful import experiment
+
+    found = experiment.evaluate(run, source, device=device)
+    typer.echo(screen.as_json(found) if as_json else screen.evaluation(found))
+
+
+@app.command()
+def predict(
+    run: Run,
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILES…", help="Images, or folders of images.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Name the class of each image, with its probability and the next candidates.
+
+    A file that cannot be read gets a row with the reason; the others are answered all the same,
+    and the exit code is 2.
+    """
+    if as_json and as_csv:
+        raise ValueError("--json and --csv exclude each other: leave one out")
+    from handful.predictor import Predictor
+
+    model = Predictor.load(run, device=device)
+    answers = list(model.predict_files(list(expand(files))))
+    shown = screen.answers_json if as_json else screen.answers_csv if as_csv else screen.answers
+    typer.echo(shown(answers))
+    unreadable = sum(answer.error is not None for answer in answers)
+    if unreadable:
+        raise ValueError(f"{unreadable} of {len(answers)} files could not be read")
+
+
+@app.command()
+def embed(
+    run: Run,
+    source: Source,
+    out: Annotated[Path, typer.Option(metavar="FILE.npz", help="File to write.")],
+    device: Device = "auto",
+) -> None:
+    """Write the representation h of each image to a NumPy archive."""
+    from handful import experiment
+
+    count = experiment.embed(run, source, out, device=device)
+    typer.echo(f"{count:,} images → {out}")
+
+
+@app.command()
+def plot(run: Run) -> None:
+    """Draw the figures and the report of a run again."""
+    from handful import report
+
+    typer.echo(report.build(run))
+
+
+@data.command()
+def mnist(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")],
+) -> None:
+    """Fetch all 70,000 images of MNIST from OpenML, as the four official idx files."""
+    from handful import datasets
+
+    datasets.fetch_mnist(out)
+    typer.echo(out)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes: what each is for, what it costs and what it reached."""
+    from handful.recipes import RECIPES
+
+    blocks = [
+        f"{name}: {recipe.summary}\n"
+        f"  {recipe.command}\n  costs    {recipe.cost}\n  reaches  {recipe.reaches}"
+        for name, recipe in RECIPES.items()
+    ]
+    typer.echo("\n\n".join(blocks))
+
+
+@app.command("version")
+def show_version() -> None:
+    """Show the version."""
+    from handful import __version__
+
+    typer.echo(f"handful {__version__}")
+
+
+def compose(
+    source: str,
+    recipe: str | None,
+    file: Path | None,
+    options: Mapping[str, Any],
+    assignments: Sequence[str],
+) -> RunConfig:
+    """The configuration that a command line asks for.
+
+    The recipe, over it `file`, over that the options (dotted keys), over that each --set. A file
+    with every setting, such as a run's config.toml, stands alone: what it leaves out is unset.
+    """
+    from handful.config import RunConfig, assignment
+    from handful.recipes import recipe_for
+
+    laid = dict(_flat(_read_toml(file))) if file else {}
+    named = laid.get("recipe")
+    if recipe and named and recipe != named:
+        raise ValueError(f"--recipe {recipe} contradicts recipe = {named} in {file}: leave one out")
+    complete = dict(_flat(RunConfig().model_dump(exclude_none=True))).keys() <= laid.keys()
+    base = RunConfig() if complete else recipe_for(source, recipe or (named and str(named)))
+    changes = {**laid, "data.source": source, **options}
+    return base.updated(changes | dict(map(assignment, assignments)))
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read --config {file}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {file} is no TOML: {error}") from None
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested tables as dotted keys."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def default_out(settings: RunConfig) -> Path:
+    source = settings.data.source
+    name = source if source == "mnist50" else Path(source).resolve().name
+    return Path("runs") / f"{name or 'images'}-{settings.recipe}"
+
+
+def expand(given: Iterable[Path]) -> Iterator[Path]:
+    """Files as they are; of a folder the pictures in it and below it, in natural order.
+
+    Other files in a folder are left out, with a note on stderr. Raises ValueError for a folder
+    without pictures.
+    """
+    from handful import folders
+
+    for path in given:
+        if not path.is_dir():
+            yield path
+            continue
+        others = folders.other_files(path)
+        if others:
+            _note(f"{path}: left out what is no picture by its name: {others}")
+        found = folders.pictures(path)
+        if not found:
+            raise ValueError(f"no pictures in {path}")
+        yield from found
+
+
+def _note(line: str) -> None:
+    typer.echo(f"handful: {' '.join(line.split())}", err=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 2 for a mistake, 130 for Ctrl-C.
+
+    A mistake is one line on stderr. What is no mistake of the user keeps its traceback;
+    HANDFUL_TRACEBACK=1 shows it for all.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # an old code page must not stop an answer
+            stream.reconfigure(errors="replace")
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(args=arguments, prog_name="handful", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except Exception as error:
+        line = explanation(error)
+        if line is None or os.environ.get("HANDFUL_TRACEBACK"):
+            raise
+        _note(line)
+        return 2
+    if code == 130:
+        _note("stopped by Ctrl-C")
+    return code if isinstance(code, int) else 0
+
+
+def explanation(error: Exception) -> str | None:
+    """One line for a mistake or a limit of the machine; None for what is our own fault."""
+    if hasattr(error, "format_message"):  # typer and click: options and arguments
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "handful"
+        return f"{error.format_message()} See `{command} --help`."
+    if isinstance(error, ValueError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return (
+            "out of memory: take smaller batches (--set pretext.batch_size=64), "
+            "smaller images (--set data.size=32) or --device cpu"
+        )
+    return None

@@ -1,0 +1,253 @@
+"""What a run does, as frozen values: one model per stage, TOML in and out.
+
+No torch here: `handful --help` and every mistake in a command line cost no import of it.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Frozen):
+    """Which images, which of them are labelled, and what is held out."""
+
+    source: str = "mnist50"
+    """`mnist50`, a directory of idx files, or a folder of class folders."""
+    per_class: Count | None = None
+    """Labelled images per class; None takes every label there is."""
+    draw: Annotated[int, Field(ge=0)] | None = None
+    """Which images those are; None takes the first of each class."""
+    unlabelled: bool = False
+    """Let the remaining training images join the pretext task without their labels."""
+    dev: bool = False
+    """Draw from training images 0-49,999, score on 50,000-59,999, leave the test file shut."""
+    holdout: Fraction = 0.2
+    """Share of the labelled sources held out as a test split where the source has none."""
+    validation: Fraction = 0.2
+    """Share of the labelled sources that chooses the length of training; 0 fixes the length."""
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    """Which sources are held out."""
+    copies: Annotated[int, Field(ge=0)] = 0
+    """Rotated and shifted copies made of each training image before anything else."""
+    size: Annotated[int, Field(ge=8, le=512)] | None = None
+    """Images of a folder are brought to size × size pixels; None chooses from the files."""
+    prepare: Literal["auto", "digits", "letterbox"] = "auto"
+    """How image files become arrays: centred as MNIST was, or scaled whole into the frame."""
+
+
+class ViewsConfig(Frozen):
+    """How strongly a view may differ from its image. Every parameter is drawn per image."""
+
+    rotation: Annotated[float, Field(ge=0, le=180)] = 15.0
+    """Largest angle, in degrees either way."""
+    translation: Fraction = 0.1
+    """Largest shift, as a share of the image's side."""
+    scale: NotNegative = 0.15
+    """Largest change of size, natural logarithm, on each axis."""
+    shear: NotNegative = 0.2
+    """Largest shear, as a tangent."""
+    elastic: Fraction = 0.0
+    """Standard deviation of the smooth displacement field, as a share of the image's side."""
+    elastic_cells: Annotated[int, Field(ge=2, le=64)] = 5
+    """Knots of that field along each side: fewer bend more smoothly."""
+    stroke: Fraction = 0.0
+    """Largest blend with the 3 × 3 dilation or erosion: thicker or thinner strokes."""
+    blur: Fraction = 0.0
+    """Largest blend with a 3 × 3 binomial blur."""
+    gamma: NotNegative = 0.0
+    """Largest change of the exponent of intensity, natural logarithm."""
+    contrast: Fraction = 0.0
+    """Largest change of contrast and of brightness, either way."""
+    cutout: Fraction = 0.0
+    """Side of a square that is blanked, as a share of the image's side."""
+    flip: bool = False
+    """Mirror left and right, each image with probability one half. Never for digits."""
+    keep_ink: bool = True
+    """Limit shift and size per image so that its ink (all that is not black) stays in the frame."""
+
+
+class NetworkConfig(Frozen):
+    """Encoder f and projection head g."""
+
+    width: Annotated[int, Field(ge=4, le=512)] = 32
+    """Channels of the first stage; every further stage has twice as many."""
+    stages: Annotated[int, Field(ge=1, le=6)] | None = None
+    """Pairs of convolutions, each but the last followed by halving; None fits the image size."""
+    head_layers: Literal[2, 3] = 2
+    """Layers of the projection head: two as in SimCLR, three as in SimCLRv2."""
+    head_hidden: Count = 256
+    head_dim: Count = 128
+
+
+class PretextConfig(Frozen):
+    """The self-supervised stage."""
+
+    loss: Literal["nt_xent", "sup_con"] = "nt_xent"
+    """`nt_xent` sees no label; `sup_con` (Khosla et al. 2020) also draws a class together."""
+    temperature: Positive = 0.5
+    steps: Annotated[int, Field(ge=0)] | None = None
+    """Optimiser steps; 0 leaves the pretext task out, None sizes it to the data."""
+    batch_size: Annotated[int, Field(ge=2)] = 256
+    """Images per step; each gives two views."""
+    optimizer: Literal["adamw", "lars"] = "adamw"
+    learning_rate: Positive = 3e-3
+    weight_decay: NotNegative = 0.05
+    warmup: Fraction = 0.1
+    """Share of the steps over which the learning rate rises; a cosine brings it down again."""
+    ema: Fraction = 0.0
+    """Decay of an exponential moving average of the weights; 0 keeps the weights themselves."""
+    views: ViewsConfig = ViewsConfig()
+
+
+class DownstreamConfig(Frozen):
+    """The classifier on the encoder: a linear probe or fine-tuning, the same loop."""
+
+    train_encoder: bool = True
+    """False freezes the encoder: a linear probe."""
+    steps: Count | None = None
+    """Most optimiser steps; None sizes them to the data."""
+    batch_size: Annotated[int, Field(ge=1)] = 125
+    optimizer: Literal["adamw", "lars"] = "adamw"
+    learning_rate: Positive = 3e-3
+    encoder_rate: Positive = 1.0
+    """Learning rate of the encoder as a multiple of the head's."""
+    weight_decay: NotNegative = 0.05
+    warmup: Fraction = 0.1
+    label_smoothing: Fraction = 0.1
+    ema: Fraction = 0.0
+    checks: Count = 25
+    """How often validation is measured over the whole length."""
+    patience: Count = 8
+    """Checks without a lower validation cross-entropy after which training stops."""
+    refit: bool = True
+    """Train once more on all labels for the length that validation chose."""
+    views: ViewsConfig = ViewsConfig()
+
+
+class RunConfig(Frozen):
+    """All that is needed to repeat a run."""
+
+    recipe: str = "demo"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    control: bool = False
+    """Also train the same network without the pretext task, for as many images."""
+    tsne: bool = True
+    """Draw maps of the representation before and after training."""
+    test_views: Annotated[int, Field(ge=1, le=64)] = 1
+    """Fixed, mild views of each image that a prediction averages; 1 looks at the image alone."""
+    preset: Literal["auto", "digits", "general"] = "auto"
+    """Kind of views that fit the images; `auto` looks at them. Decides where a recipe is sized."""
+    data: DataConfig = DataConfig()
+    network: NetworkConfig = NetworkConfig()
+    pretext: PretextConfig = PretextConfig()
+    downstream: DownstreamConfig = DownstreamConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.data.dev and self.data.source == "mnist50":
+            raise ValueError("--dev needs the full training set: give a directory of idx files")
+        if self.data.validation == 0 and self.downstream.steps is None:
+            raise ValueError("downstream.steps must be set where data.validation is 0")
+        return self
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.model_dump(exclude_none=True))
+
+    def updated(self, changes: Mapping[str, Any]) -> RunConfig:
+        """A copy with dotted keys replaced: `{"pretext.steps": 50}`.
+
+        Raises ValueError naming the key where it does not exist or its value does not fit.
+        """
+        tree = self.model_dump()
+        for key, value in changes.items():
+            *parents, leaf = key.split(".")
+            branch: Any = tree
+            for name in parents:
+                branch = branch.get(name) if isinstance(branch, dict) else None
+            if not isinstance(branch, dict) or leaf not in branch:
+                raise ValueError(_unknown(key, _keys(self.model_dump())))
+            branch[leaf] = value
+        return parse(tree)
+
+    def differences(self, other: RunConfig) -> dict[str, tuple[Any, Any]]:
+        """Dotted keys whose values differ: ours, theirs. The device is no part of a result."""
+        mine, theirs = _flat(self.model_dump()), _flat(other.model_dump())
+        return {
+            key: (mine[key], theirs[key])
+            for key in mine
+            if mine[key] != theirs[key] and key != "device"
+        }
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _keys(tree: Mapping[str, Any]) -> list[str]:
+    return list(_flat(tree))
+
+
+def _unknown(key: str, known: Sequence[str]) -> str:
+    near = get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else "see `handful train --help`"
+    return f"unknown setting {key}; {hint}"
+
+
+def parse(tree: Mapping[str, Any]) -> RunConfig:
+    """A configuration from nested values. Raises ValueError naming the first key that is off."""
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise ValueError(_unknown(key, _keys(RunConfig().model_dump()))) from None
+        message = first["msg"].removeprefix("Value error, ")
+        if not key:
+            raise ValueError(message) from None
+        raise ValueError(f"{key} = {first['input']!r}: {message}") from None
+
+
+def load(path: Path) -> RunConfig:
+    """The configuration in a TOML file. Raises ValueError naming the file."""
+    try:
+        return parse(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """`key=value` as given to --set; the value is read as TOML, else as plain text."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ValueError(f"--set {text}: expected key=value, for example pretext.steps=100")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()

@@ -1,0 +1,76 @@
+"""Where tensors live and where randomness comes from."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+KNOWN = "auto, cpu, cuda, cuda:0, … or mps"
+
+
+def choose(name: str = "auto") -> torch.device:
+    """The device called `name`; `auto` takes CUDA, else Apple's MPS, else the CPU.
+
+    Raises ValueError where there is no such device here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"unknown device {name}: use {KNOWN}") from None
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"unknown device {name}: use {KNOWN}")
+    count = _count(device.type)
+    if count == 0:
+        raise ValueError(f"device {name} is not available here: use auto or cpu")
+    if (device.index or 0) >= count:
+        raise ValueError(
+            f"device {name} is not available here: the last one is {device.type}:{count - 1}"
+        )
+    return device
+
+
+def _count(kind: str) -> int:
+    if kind == "cuda":
+        return torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return int(torch.backends.mps.is_available()) if kind == "mps" else 1
+
+
+def generator(seed: int, stage: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """Random numbers for one stage of a run, seeded from the SHA-256 of "seed:stage".
+
+    Stages are therefore independent: one that draws more or fewer numbers moves no other.
+    """
+    digest = hashlib.sha256(f"{seed}:{stage}".encode()).digest()
+    # 63 bits: every backend takes them as a non-negative seed
+    number = int.from_bytes(digest[:8], "big") >> 1
+    return torch.Generator(device).manual_seed(number)
+
+
+def describe(device: torch.device) -> str:
+    """One phrase for reports: the name of the GPU, or the CPU and its threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return f"mps, {platform.processor() or platform.machine()}"
+    threads = torch.get_num_threads()
+    return f"cpu, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def versions() -> dict[str, str]:
+    """What computed a result: name to version, for summaries and models."""
+    packages = {name: _installed(name) for name in ("handful", "torch", "numpy")}
+    return {**packages, "python": platform.python_version(), "platform": platform.platform()}
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed, run from its source"

@@ -1,0 +1,160 @@
+"""The downstream task: a classifier on the encoder. Linear probe and fine-tuning are one loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from handful.config import DownstreamConfig
+from handful.images import ImageSet
+from handful.networks import Encoder, classify
+from handful.optim import average, optimizer, set_rate, warmup_cosine
+from handful.splits import batches
+from handful.views import view
+
+OnRow = Callable[[dict[str, Any]], None]
+
+
+class Length(NamedTuple):
+    """How long training went on."""
+
+    step: int
+    """The step whose weights were kept."""
+    encoded: int
+    """Images that passed the encoder in training."""
+
+
+def finetune(
+    encoder: Encoder,
+    classifier: nn.Linear,
+    images: ImageSet,
+    config: DownstreamConfig,
+    *,
+    generator: Generator,
+    stage: str,
+    on_row: OnRow,
+    validation: ImageSet | None = None,
+    stop_at: int | None = None,
+) -> Length:
+    """Train the classifier, and the encoder unless it is frozen, in place.
+
+    images: labelled. With `validation`, its cross-entropy is measured `config.checks` times, the
+    best weights are restored, and training stops after `config.patience` checks without a better
+    one. Without it, training ends at `stop_at` steps, on the schedule of `config.steps`.
+
+    A frozen encoder is in eval mode: not even its batch statistics move.
+    Raises ValueError where the loss stops being a number.
+    """
+    assert config.steps is not None
+    device = encoder.mean.device
+    images, validation = images.to(device), validation and validation.to(device)
+    network = nn.ModuleList([encoder, classifier])
+    encoder.requires_grad_(config.train_encoder)
+    rates: list[tuple[nn.Module, float]] = [(classifier, config.learning_rate)]
+    if config.train_encoder:
+        rates.append((encoder, config.learning_rate * config.encoder_rate))
+    chosen = optimizer(rates, config.optimizer, config.weight_decay)
+    averaged = average(network, config.ema)
+    watch = _Watch(config, validation)
+    end, began = min(stop_at or config.steps, config.steps), time.perf_counter()
+    step = epoch = encoded = 0
+    while step < end and not watch.done:
+        network.train()
+        encoder.train(config.train_encoder)
+        losses: list[Tensor] = []
+        for index in batches(len(images), config.batch_size, generator):
+            if step == end:
+                break
+            rate = set_rate(chosen, warmup_cosine(step, config.steps, config.warmup))
+            loss = _loss(encoder, classifier, images.select(index.to(device)), config, generator)
+            chosen.zero_grad()
+            loss.backward()
+            chosen.step()
+            if averaged:
+                averaged.update_parameters(network)
+            losses.append(loss.detach())  # stays on the device: .item() would stall every step
+            step, encoded = step + 1, encoded + len(index)
+        epoch += 1
+        row: dict[str, Any] = {
+            "stage": stage,
+            "step": step,
+            "steps": config.steps,
+            "epoch": epoch,
+            "seconds": time.perf_counter() - began,
+            "loss": float(torch.stack(losses).mean()),
+            "learning_rate": rate,
+        }
+        if not math.isfinite(row["loss"]):
+            raise ValueError(
+                f"{stage} at step {step} of {config.steps}: the loss is no longer a number; "
+                "lower downstream.learning_rate"
+            )
+        current = averaged.module if averaged else network
+        on_row(row | watch.check(current, step, last=step == end))
+    encoder.requires_grad_(True)
+    if watch.best:
+        network.load_state_dict(watch.best)
+        return Length(watch.best_step, encoded)
+    network.load_state_dict(current.state_dict())
+    return Length(step, encoded)
+
+
+def _loss(
+    encoder: Encoder,
+    classifier: nn.Linear,
+    batch: ImageSet,
+    config: DownstreamConfig,
+    generator: Generator,
+) -> Tensor:
+    """The step itself: smoothed cross-entropy of one view of each image."""
+    x = view(batch.images, config.views, generator)
+    with torch.set_grad_enabled(config.train_encoder):
+        h = encoder(x)
+    return F.cross_entropy(classifier(h), batch.labels, label_smoothing=config.label_smoothing)
+
+
+class _Watch:
+    """Early stopping: remembers the weights of the lowest validation cross-entropy."""
+
+    def __init__(self, config: DownstreamConfig, validation: ImageSet | None) -> None:
+        assert config.steps is not None
+        self.validation = validation
+        self.every = max(1, config.steps // config.checks)
+        self.patience = config.patience
+        self.due = self.every
+        self.lowest = math.inf
+        self.without_gain = 0
+        self.best: dict[str, Tensor] = {}
+        self.best_step = 0
+
+    @property
+    def done(self) -> bool:
+        return self.without_gain >= self.patience
+
+    def check(self, network: nn.Module, step: int, *, last: bool) -> dict[str, Any]:
+        """Measure at the end of an epoch where a check is due; the figures, else nothing."""
+        if self.validation is None or (step < self.due and not last):
+            return {}
+        self.due = step + self.every
+        encoder, classifier = network.children()
+        assert isinstance(encoder, Encoder) and isinstance(classifier, nn.Linear)
+        logits = classify(encoder, classifier, self.validation.images)
+        labels = self.validation.labels
+        loss = float(F.cross_entropy(logits, labels))
+        figures: dict[str, Any] = {
+            "validation_loss": loss,
+            "validation_accuracy": float((logits.argmax(1) == labels).float().mean()),
+        }
+        if loss < self.lowest:
+            self.lowest, self.without_gain, self.best_step = loss, 0, step
+            self.best = deepcopy(network.state_dict())
+            return figures | {"best": True}
+        self.without_gain += 1
+        return figures

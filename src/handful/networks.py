@@ -1,0 +1,186 @@
+"""Encoder f, projection head g and the classifier head."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from handful.config import NetworkConfig
+from handful.images import to_float
+
+LARGEST_MAP = 40
+"""Larger images are halved by strided convolutions before the first stage: full-resolution
+convolutions at full width would cost most of the time and see mostly smooth surfaces."""
+
+
+def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+class Encoder(nn.Module):
+    """f: float images (N, C, H, W) in 0-1 to representations h (N, dim).
+
+    Stages of two 3 × 3 convolutions (batch norm, ReLU), halved by max-pooling between stages;
+    a global maximum at the end. Normalisation lives here and nowhere else: `mean` and `std`, one
+    number per channel, travel with the weights.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int, size: int, config: NetworkConfig) -> None:
+        super().__init__()
+        self.channels = channels
+        self.register_buffer("mean", torch.zeros(channels, 1, 1))
+        self.register_buffer("std", torch.ones(channels, 1, 1))
+        layers: list[nn.Module] = []
+        inputs, width = channels, config.width
+        while size > LARGEST_MAP:
+            layers.append(_convolution(inputs, width, stride=2))
+            inputs, size = width, (size + 1) // 2
+        for stage in range(config.stages or fitting_stages(size)):
+            if stage:
+                layers.append(nn.MaxPool2d(2))
+            outputs = width * 2**stage
+            layers += [_convolution(inputs, outputs), _convolution(outputs, outputs)]
+            inputs = outputs
+        self.layers = nn.Sequential(*layers)
+        self.dim = inputs
+        channels_last(self)
+
+    def normalise_to(self, images: Tensor) -> None:
+        """Take mean and spread of uint8 images (N, C, H, W), channel by channel."""
+        x = to_float(images)
+        self.mean.copy_(x.mean((0, 2, 3)).view(-1, 1, 1))
+        self.std.copy_(x.std((0, 2, 3)).clamp(min=1e-3).view(-1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        h: Tensor = self.layers(x).amax((2, 3))  # (N, D, h, w) → (N, D)
+        return h
+
+
+def channels_last(module: nn.Module) -> None:
+    """Lay convolutions out as CPUs and GPUs compute them: about 1.6 times as fast on a CPU."""
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
+def fitting_stages(size: int) -> int:
+    """Stages after which about 7 × 7 places are left: 3 for 28 pixels."""
+    stages = 1
+    while size > 10 and stages < 4:
+        size, stages = size // 2, stages + 1
+    return stages
+
+
+class ProjectionHead(nn.Sequential):
+    """g: representations h (N, D) to projections z (N, K), used by the contrastive loss alone.
+
+    Two layers as in SimCLR (Chen et al. 2020, section 2.1: W2 · ReLU(W1 · h)) or three as in
+    SimCLRv2 (Chen et al. 2020, section 3), batch norm after every hidden layer.
+    """
+
+    def __init__(self, dim: int, config: NetworkConfig) -> None:
+        layers: list[nn.Module] = []
+        for _ in range(config.head_layers - 1):
+            layers += [
+                nn.Linear(dim, config.head_hidden, bias=False),
+                nn.BatchNorm1d(config.head_hidden),
+                nn.ReLU(inplace=True),
+            ]
+            dim = config.head_hidden
+        super().__init__(*layers, nn.Linear(dim, config.head_dim))
+
+
+def classifier_head(dim: int, classes: int) -> nn.Linear:
+    """Representations h (N, D) to logits (N, Y)."""
+    return nn.Linear(dim, classes)
+
+
+INFERENCE_BATCH = 512
+
+
+def in_parts(function: Callable[[Tensor], Tensor], images: Tensor, *modules: nn.Module) -> Tensor:
+    """`function` of uint8 images (N, C, H, W), given as floats in 0-1, some hundred at a time.
+
+    The modules are in eval mode meanwhile, so that no image's result depends on its neighbours,
+    and memory stays bounded however many images there are. Returns (N, …) on the modules' device.
+    """
+    modes = [module.training for module in modules]
+    device = next(modules[0].parameters()).device
+    for module in modules:
+        module.eval()
+    try:
+        with torch.inference_mode():
+            parts = torch.split(images, INFERENCE_BATCH)
+            return torch.cat([function(to_float(part.to(device))) for part in parts])
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.train(mode)
+
+
+def represent(encoder: Encoder, images: Tensor) -> Tensor:
+    """Representations h (N, D) of uint8 images (N, C, H, W)."""
+    return in_parts(encoder, images, encoder)
+
+
+def classify(encoder: Encoder, classifier: nn.Linear, images: Tensor) -> Tensor:
+    """Logits (N, Y) of uint8 images (N, C, H, W), each looked at once."""
+    return in_parts(lambda x: classifier(encoder(x)), images, encoder, classifier)
+
+
+def parameters(module: nn.Module) -> int:
+    """Trainable numbers in a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def multiply_adds(encoder: Encoder, height: int, width: int) -> int:
+    """Multiply-adds of one forward pass of one image, convolutions alone."""
+    total = 0
+
+    def count(module: nn.Module, _: object, output: Tensor) -> None:
+        nonlocal total
+        assert isinstance(module, nn.Conv2d)
+        total += module.weight.numel() * output.shape[2] * output.shape[3]
+
+    hooks = [m.register_forward_hook(count) for m in encoder.modules() if isinstance(m, nn.Conv2d)]
+    was_training = encoder.training
+    try:
+        with torch.inference_mode():
+            device = encoder.mean.device
+            encoder.eval()(torch.zeros(1, encoder.channels, height, width, device=device))
+    finally:
+        encoder.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return total
+
+
+def seconds_per_image(encoder: Encoder, images: Tensor) -> float:
+    """Measured time of one image's forward and backward pass, for saying how long training takes.
+
+    images: uint8 (N, C, H, W). Costs about two steps; a copy is trained, `encoder` is left alone.
+    """
+    trial = deepcopy(encoder).train()
+    x = to_float(images[:128]).to(encoder.mean.device)
+    if len(x) < 2:
+        x = x.repeat(2, 1, 1, 1)
+    taken = math.inf
+    for _ in range(2):  # the first pass pays for set-up
+        began = time.perf_counter()
+        loss = trial(x).sum()
+        loss.backward()
+        loss.item()  # waits for the device
+        taken = min(taken, time.perf_counter() - began)
+    return taken / len(x)

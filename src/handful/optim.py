@@ -1,0 +1,99 @@
+"""Optimisers, the learning rate's course, and averaging of weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rate scaling (You, Gitman & Ginsburg 2017), with momentum.
+
+    Groups with `adapt=False` (biases and norms) take plain momentum steps.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust: float = 0.001,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(params, defaults | {"trust": trust, "adapt": True})
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        assert closure is None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+        return None
+
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        step = gradient.add(parameter, alpha=group["weight_decay"])
+        if group["adapt"]:
+            size, slope = parameter.norm(), step.norm()
+            ratio = torch.where((size > 0) & (slope > 0), group["trust"] * size / slope, 1.0)
+            step = step * ratio
+        velocity = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+        velocity.mul_(group["momentum"]).add_(step)
+        parameter.add_(velocity, alpha=-group["lr"])
+
+
+def optimizer(
+    rates: Iterable[tuple[nn.Module, float]],
+    kind: Literal["adamw", "lars"],
+    weight_decay: float,
+) -> torch.optim.Optimizer:
+    """An optimiser over modules, each with its own learning rate.
+
+    Biases and norms (parameters of fewer than two dimensions) are neither decayed nor adapted.
+    """
+    groups: list[dict[str, Any]] = []
+    for module, rate in rates:
+        weights = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
+        others = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
+        common = {"lr": rate, "peak": rate}
+        groups.append({**common, "params": weights, "weight_decay": weight_decay, "adapt": True})
+        groups.append({**common, "params": others, "weight_decay": 0.0, "adapt": False})
+    groups = [group for group in groups if group["params"]]
+    if kind == "lars":
+        return LARS(groups, lr=groups[0]["lr"])
+    return torch.optim.AdamW(groups, lr=groups[0]["lr"], foreach=True)
+
+
+def warmup_cosine(step: int, steps: int, warmup: float) -> float:
+    """Share of the peak learning rate at `step` of `steps`: a linear rise, then half a cosine.
+
+    The rise takes `warmup` of all steps. Never zero at the first step, nearly zero at the last.
+    """
+    rise = warmup * steps
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, steps - rise)))
+
+
+def set_rate(chosen: torch.optim.Optimizer, share: float) -> float:
+    """Give every group its share of its peak; the first group's rate is returned."""
+    for group in chosen.param_groups:
+        group["lr"] = group["peak"] * share
+    return float(chosen.param_groups[0]["lr"])
+
+
+def average(module: nn.Module, decay: float) -> AveragedModel | None:
+    """Exponential moving average of a module's weights and statistics, or None at decay 0."""
+    if decay == 0:
+        return None
+    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)

@@ -1,0 +1,111 @@
+"""Who may look at which images: the honest core of a run.
+
+Sources are split first and copied after, so no copy of a validation or test image ever trains.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from handful import devices
+from handful.config import RunConfig
+from handful.datasets import Dataset
+from handful.images import ImageSet, concatenate
+from handful.splits import draw, split
+from handful.views import expand
+
+
+class Partition(NamedTuple):
+    """The images of a run, by what they are for."""
+
+    fit: ImageSet
+    """Labelled, copies included: trains the model whose length validation chooses."""
+    validation: ImageSet | None
+    """Labelled originals that choose that length and the temperature."""
+    final: ImageSet
+    """Labelled, copies included: trains the model that is tested."""
+    pretext: ImageSet
+    """What the pretext task sees. Labels of validation images are not among it."""
+    everything: ImageSet
+    """Labelled, copies included, and those held out for a test: trains the model that is kept."""
+    test: ImageSet | None
+    test_of: str
+    """What the test images are, in words."""
+    labelled: int
+    """Labelled originals, those held out for a test apart."""
+    unlabelled: int
+    """Images of the pretext task that nobody labelled, or whose labels are not used."""
+
+
+def partition(config: RunConfig, dataset: Dataset) -> Partition:
+    """Divide a data set as the configuration says.
+
+    Everything depends on `data.draw`, `data.split_seed` and `seed` alone. Raises ValueError where a
+    class has too few images for `data.per_class`.
+    """
+    data, images = config.data, dataset.train
+    if data.per_class:
+        drawn = draw(images.labels, data.per_class, data.draw)
+    else:
+        drawn = (images.labels >= 0).nonzero().squeeze(1)
+    labelled = images.select(drawn)
+    generator = devices.generator(data.split_seed, "split")
+    kept, held_out = labelled, None
+    if dataset.test is None and data.holdout:
+        kept, held_out = _split(labelled, data.holdout, generator)
+    fit, validation = kept, None
+    if data.validation:
+        fit, validation = _split(kept, data.validation, generator)
+
+    copies = devices.generator(config.seed, "copies")
+    fit = expand(fit, data.copies, copies)
+    final = fit
+    if validation is not None and config.downstream.refit:
+        more = expand(validation, data.copies, copies)
+        final = concatenate([fit, more])
+        seen = concatenate([fit, more.without_labels()])
+    else:
+        seen = fit
+    pool = _pool(config, images, drawn)
+    everything = final
+    if held_out is not None:
+        everything = concatenate([final, expand(held_out, data.copies, copies)])
+    return Partition(
+        fit=fit,
+        validation=validation,
+        final=final,
+        pretext=concatenate([seen, pool]) if len(pool) else seen,
+        everything=everything,
+        test=held_out if dataset.test is None else dataset.test.labelled(),
+        test_of=_test_of(config, dataset),
+        labelled=len(kept),
+        unlabelled=len(pool),
+    )
+
+
+def _split(images: ImageSet, share: float, generator: torch.Generator) -> tuple[ImageSet, ImageSet]:
+    keep, held = split(images.labels, images.sources, share, generator)
+    return images.select(keep), images.select(held)
+
+
+def _pool(config: RunConfig, images: ImageSet, drawn: Tensor) -> ImageSet:
+    """Images that join the pretext task without their labels.
+
+    An image without a label always does; one with a label that was not drawn, with `--unlabelled`.
+    """
+    apart = torch.ones(len(images), dtype=torch.bool)
+    apart[drawn] = False
+    if not config.data.unlabelled:
+        apart &= images.labels < 0
+    return images.select(apart).without_labels()
+
+
+def _test_of(config: RunConfig, dataset: Dataset) -> str:
+    if config.data.dev:
+        return "development images, taken from the training set"
+    if dataset.test is not None:
+        return f"test images of {dataset.name}"
+    return f"{config.data.holdout:.0%} of the labelled images, held out"

@@ -1,0 +1,123 @@
+"""Figures of how good a classifier is: the confusion matrix and the reliability diagram."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from handful.plots.style import (
+    ACCENT,
+    CONTROL,
+    FONT,
+    GRID,
+    INK,
+    MUTED,
+    OURS,
+    Array,
+    add_axes,
+    box,
+    labels_of,
+    new_figure,
+    pt,
+    write,
+)
+
+ERRORS = LinearSegmentedColormap.from_list("errors", ["#fdeee3", "#f3a873", ACCENT])
+# Beyond this many classes, numbers in the cells could not be read.
+NUMBERED = 40
+
+
+def confusion(matrix: Array, names: Sequence[str]) -> Figure:
+    """Counts int (Y, Y), rows the truth. Zeros stay blank, errors are coloured by their share."""
+    classes = len(matrix)
+    cell = next(
+        c for limit, c in ((12, 44), (20, 36), (NUMBERED, 30), (classes, 9)) if classes <= limit
+    )
+    labels = labels_of(names, 16)
+    longest = max(map(len, labels))
+    margin, turned = 30 + 7.4 * longest, longest > 3
+    top = margin if turned else 44
+    figure = new_figure(margin + cell * classes + 6, top + cell * classes + 6)
+    axes = add_axes(figure, margin, top, cell * classes, cell * classes)
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    wrong = np.where(np.eye(classes, dtype=bool), 0, share)
+    axes.imshow(np.ma.masked_equal(wrong, 0), cmap=ERRORS, vmin=0,
+                vmax=max(float(wrong.max()), 1e-9), aspect="auto", zorder=1)  # fmt: skip
+    for k in range(classes):
+        axes.add_patch(box(k - 0.5, k - 0.5, 1, 1, "#e4eff7"))
+    axes.set_xticks(np.arange(classes + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(classes + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color=GRID, linewidth=0.6 if classes <= NUMBERED else 0.2)
+    axes.tick_params(which="both", length=0, top=False, labeltop=True, labelbottom=False)
+    size = pt(12 if classes <= NUMBERED else 7.5)
+    axes.set_xticks(range(classes), labels, fontsize=size, color=INK, rotation=90 * turned)
+    axes.set_yticks(range(classes), labels, fontsize=size, color=INK)
+    axes.spines[:].set_visible(False)
+    width, height = figure.get_size_inches() * 96
+    style = {"fontsize": pt(11), "color": MUTED, "family": FONT}
+    across, down = (margin + width) / 2 / width, 1 - (top + height) / 2 / height
+    figure.text(across, 1 - 4 / height, "predicted as", va="top", ha="center", **style)
+    figure.text(5 / width, down, "truth", va="center", ha="left", rotation=90, **style)
+    if classes <= NUMBERED:
+        _numbers(axes, matrix, wrong, cell)
+    return figure
+
+
+def _numbers(axes: Axes, matrix: Array, wrong: Array, cell: float) -> None:
+    worst = float(wrong.max())
+    for row, column in zip(*np.nonzero(matrix), strict=True):
+        text = str(matrix[row, column])
+        strong = wrong[row, column] > 0.6 * worst
+        colour = INK if row == column else "white" if strong else "#6b2c00"
+        weight = "normal" if row == column else "bold"
+        size = min(13, cell / (0.62 * len(text) + 0.5))
+        write(axes, column, row, text, size, ha="center", color=colour, weight=weight)
+
+
+def reliability(
+    edges: Sequence[float],
+    images: Sequence[int],
+    confidence: Sequence[float | None],
+    accuracy: Sequence[float | None],
+    low: Sequence[float | None],
+    high: Sequence[float | None],
+    ece: float,
+) -> Figure:
+    """Accuracy against confidence per bin with its interval, over the histogram of confidences.
+
+    One entry a bin, None where a bin is empty; `edges` has one more. `ece` is printed.
+    """
+    figure = new_figure(470, 496)
+    upper = add_axes(figure, 64, 12, 392, 316)
+    full = [b for b, count in enumerate(images) if count]
+    x, y, bottom, top = (
+        np.array([values[b] for b in full], dtype=float)
+        for values in (confidence, accuracy, low, high)
+    )
+    upper.plot([0, 1], [0, 1], color=CONTROL, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    upper.errorbar(x, y, yerr=np.maximum([y - bottom, top - y], 0), fmt="o-", color=OURS,
+                   markersize=5, linewidth=1.4, elinewidth=1, capsize=2.5, zorder=3)  # fmt: skip
+    text = f"calibration error (ECE) {100 * ece:.1f} %"
+    write(upper, 0.99, 0.12, text, 12.5, weight="bold", ha="right")
+    write(upper, 0.99, 0.05, "dashed: perfect calibration", 11, color=MUTED, ha="right")
+    upper.set(xlim=(0, 1.02), ylim=(0, 1.03))
+    upper.tick_params(labelbottom=False)
+    upper.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
+    lower = add_axes(figure, 64, 346, 392, 100)
+    lower.bar(edges[:-1], images, width=np.diff(edges) * 0.88, align="edge", color=OURS)
+    lower.set(xlim=(0, 1.02), yscale="log", ylim=(0.7, max(10, 2 * max(images, default=1))))
+    lower.xaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
+    style = {"fontsize": pt(11.5), "color": MUTED, "family": FONT}
+    upper.set_ylabel("how often right", **style)
+    lower.set_xlabel("confidence: probability of the predicted class", **style)
+    lower.set_ylabel("images (log)", **style)
+    for axes in (upper, lower):
+        axes.grid(color=GRID, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.tick_params(which="minor", length=0)
+    return figure

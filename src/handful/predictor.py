@@ -1,0 +1,238 @@
+"""The fitted thing: load → prepare → forward → calibrate → answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from handful import checkpoints, devices, pictures, views
+from handful.config import NetworkConfig
+from handful.images import ImageSet
+from handful.networks import INFERENCE_BATCH, Encoder, classifier_head, in_parts
+from handful.pictures import Preparation
+
+Array = np.ndarray[Any, Any]
+Images = ImageSet | Tensor | Array | Sequence[str | Path | Image.Image]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is known about one file: its classes with probabilities, best first, or an error."""
+
+    path: Path
+    ranking: tuple[tuple[str, float], ...] = ()
+    error: str | None = None
+
+
+@dataclass(eq=False)
+class Predictor:
+    """A trained classifier with all that a prediction depends on.
+
+    `images` below may be an ImageSet; uint8 arrays or tensors (N, H, W), (N, C, H, W) or
+    (N, H, W, C); or a list of paths and PIL images. Arrays of the model's own size and channels are
+    taken as they are; everything else passes through `preparation`, as training images did. Wrong
+    types and unreadable files raise ValueError. What an image gets never depends on the others.
+    """
+
+    encoder: Encoder
+    head: nn.Linear
+    class_names: tuple[str, ...]
+    preparation: Preparation
+    network: NetworkConfig
+    temperature: float = 1.0
+    test_views: int = 1
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
+    def logits(self, images: Images) -> Tensor:
+        """Calibrated logits, float32 (N, Y) on the CPU: mean over test views ÷ temperature."""
+        return self._each_batch(images, self._batch_logits, len(self.class_names))
+
+    def predict_proba(self, images: Images) -> Array:
+        """Calibrated probabilities, float64 (N, Y), columns in the order of `class_names`."""
+        probabilities: Array = self.logits(images).double().softmax(1).numpy()
+        return probabilities
+
+    def predict(self, images: Images) -> list[str]:
+        """The most probable class of each image."""
+        return [self.class_names[i] for i in self.logits(images).argmax(1).tolist()]
+
+    def embed(self, images: Images) -> Array:
+        """Representations h of the images themselves, float32 (N, D)."""
+        h: Array = self._each_batch(images, self.encoder, self.encoder.dim).numpy()
+        return h
+
+    def predict_files(self, paths: Sequence[Path]) -> Iterator[Answer]:
+        """One answer a file, in order; a file that cannot be read has its reason instead."""
+        with ThreadPoolExecutor() as pool:  # decoding releases the GIL
+            for start in range(0, len(paths), INFERENCE_BATCH):
+                part = paths[start : start + INFERENCE_BATCH]
+                opened = list(pool.map(self._try, part))
+                readable = [pixels for pixels in opened if not isinstance(pixels, str)]
+                found = iter(self.predict_proba(torch.stack(readable)) if readable else ())
+                for path, pixels in zip(part, opened, strict=True):
+                    if isinstance(pixels, str):
+                        yield Answer(path, error=pixels)
+                    else:
+                        yield Answer(path, self._ranking(next(found)))
+
+    def _try(self, path: Path) -> Tensor | str:
+        try:
+            return self._prepared(path)
+        except ValueError as error:
+            return str(error).removeprefix(f"cannot read {path}: ")
+
+    def _ranking(self, probabilities: Array) -> tuple[tuple[str, float], ...]:
+        order = np.argsort(-probabilities, kind="stable")
+        return tuple((self.class_names[i], float(probabilities[i])) for i in order)
+
+    def _each_batch(
+        self, images: Images, forward: Callable[[Tensor], Tensor], columns: int
+    ) -> Tensor:
+        """`forward` of floats in 0-1 on the device, gathered as an ordinary tensor on the CPU."""
+        parts = [torch.empty(0, columns)]
+        for pixels in self._batches(images):
+            parts.append(in_parts(forward, pixels, self.encoder, self.head).cpu())
+        return torch.cat(parts)
+
+    def _batch_logits(self, x: Tensor) -> Tensor:
+        """Float (N, C, H, W) to (N, Y)."""
+        seen = views.test_views(x, self.test_views)  # (V, N, C, H, W)
+        logits: Tensor = self.head(self.encoder(seen.flatten(0, 1)))  # (V·N, Y)
+        return logits.view(*seen.shape[:2], -1).mean(0) / self.temperature
+
+    def _batches(self, images: Images) -> Iterator[Tensor]:
+        """uint8 (n, C, H, W) as the encoder takes them; n · test_views bounds memory."""
+        if isinstance(images, ImageSet):
+            images = images.images
+        items: Tensor | Sequence[str | Path | Image.Image]
+        if isinstance(images, Tensor | np.ndarray):
+            items = _channels_first(images)
+        elif isinstance(images, str | Path | Image.Image) or not isinstance(images, Sequence):
+            raise ValueError(
+                f"expected images as an array or a list, got one {type(images).__name__}: "
+                "put it into a list"
+            )
+        else:
+            items = images
+        step = max(1, INFERENCE_BATCH // self.test_views)
+        for start in range(0, len(items), step):
+            yield self._fit(items[start : start + step])
+
+    def _fit(self, items: Tensor | Sequence[str | Path | Image.Image]) -> Tensor:
+        size, channels = self.preparation.size, self.preparation.channels
+        if not isinstance(items, Tensor):
+            return torch.stack([self._prepared(item) for item in items])
+        if items.shape[1:] == (channels, size, size):
+            return items
+        return torch.stack([self._prepared(_picture(image)) for image in items])
+
+    def _prepared(self, item: str | Path | Image.Image) -> Tensor:
+        """One file or picture as uint8 (C, H, W)."""
+        if not isinstance(item, str | Path | Image.Image):
+            kind = type(item).__name__
+            raise ValueError(f"a list of images holds paths or PIL images, not {kind}")
+        picture = item if isinstance(item, Image.Image) else pictures.open_image(Path(item))
+        # a copy: arrays that come from PIL are read-only
+        return torch.tensor(pictures.to_pixels(picture, self.preparation))
+
+    def save(self, folder: Path | str) -> None:
+        """Write `weights.safetensors` and `model.json`, which `load` reads."""
+        tensors = {f"encoder.{name}": t for name, t in self.encoder.state_dict().items()}
+        tensors |= {f"head.{name}": t for name, t in self.head.state_dict().items()}
+        meta = {
+            "class_names": list(self.class_names),
+            "preparation": self.preparation.as_dict(),
+            "network": self.network.model_dump(),
+            "temperature": self.temperature,
+            "test_views": self.test_views,
+            "versions": devices.versions(),
+        }
+        checkpoints.save(Path(folder), tensors, meta)
+
+    @classmethod
+    def load(cls, folder: Path | str, device: str = "auto") -> Predictor:
+        """The predictor in a run folder or in a model folder.
+
+        Raises ValueError where there is none, where it is damaged and where `device` is not here.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise ValueError(f"no run in {folder}: there is no such folder")
+        inner = folder / "model"
+        place = inner if inner.is_dir() else folder
+        if not (place / checkpoints.META).exists():
+            raise ValueError(
+                f"no model in {folder}: expected the run folder of a finished `handful train`"
+            )
+        tensors, meta = checkpoints.load(place)
+        target = devices.choose(device)
+        try:
+            predictor = cls._built(tensors, meta)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{place} is damaged: {type(error).__name__}: {reason}") from error
+        predictor.encoder.to(target)
+        predictor.head.to(target)
+        return predictor
+
+    @classmethod
+    def _built(cls, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Predictor:
+        preparation = Preparation.from_dict(meta["preparation"])
+        network = NetworkConfig.model_validate(meta["network"])
+        names = tuple(meta["class_names"])
+        with torch.device("meta"):  # no initial weights: they would draw on global randomness
+            encoder = Encoder(preparation.channels, preparation.size, network)
+            head = classifier_head(encoder.dim, len(names))
+        for prefix, module in (("encoder.", encoder), ("head.", head)):
+            own = {
+                name.removeprefix(prefix): _channels_last(t)
+                for name, t in tensors.items()
+                if name.startswith(prefix)
+            }
+            module.load_state_dict(own, strict=True, assign=True)
+        return cls(
+            encoder, head, names, preparation, network, meta["temperature"], meta["test_views"]
+        )
+
+
+def _channels_last(weights: Tensor) -> Tensor:
+    """The memory format in which convolutions of few channels run fastest."""
+    if weights.ndim != 4:
+        return weights
+    return weights.contiguous(memory_format=torch.channels_last)
+
+
+def _channels_first(images: Tensor | Array) -> Tensor:
+    """uint8 (N, H, W), (N, C, H, W) or (N, H, W, C) to (N, C, H, W); ValueError for others."""
+    dtype = str(images.dtype).removeprefix("torch.")
+    if dtype != "uint8":
+        raise ValueError(f"images must be uint8, 0 to 255, got {dtype}")
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(np.require(images, requirements=["C", "W"]))
+    if images.ndim == 3:
+        return images.unsqueeze(1)
+    if images.ndim == 4 and images.shape[1] in (1, 3):
+        return images
+    if images.ndim == 4 and images.shape[3] in (1, 3, 4):
+        return images.permute(0, 3, 1, 2)
+    raise ValueError(
+        "images must be (N, H, W), (N, C, H, W) or (N, H, W, C) with 1 or 3 channels, "
+        f"got {tuple(images.shape)}"
+    )
+
+
+def _picture(image: Tensor) -> Image.Image:
+    """uint8 (C, H, W) with C = 1, 3 or 4 as a picture."""
+    pixels = image.permute(1, 2, 0).contiguous().cpu().numpy()  # (H, W, C)
+    return Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)

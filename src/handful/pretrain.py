@@ -1,0 +1,153 @@
+"""The pretext task: two views of one image shall agree, views of different images shall not."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from handful.config import PretextConfig
+from handful.images import ImageSet
+from handful.losses import nt_xent, sup_con
+from handful.metrics import alignment, effective_rank, knn_accuracy, uniformity
+from handful.networks import Encoder, ProjectionHead, represent
+from handful.optim import average, optimizer, set_rate, warmup_cosine
+from handful.splits import batches
+from handful.views import two_views
+
+HEALTH_CHECKS = 12
+"""How often the representation is examined over the whole length."""
+COLLAPSED = -0.05
+"""Uniformity above this means that all projections point the same way (0 is a single point)."""
+
+OnRow = Callable[[dict[str, Any]], None]
+
+
+def pretrain(
+    encoder: Encoder,
+    head: ProjectionHead,
+    images: ImageSet,
+    config: PretextConfig,
+    *,
+    generator: Generator,
+    validation: ImageSet | None = None,
+    on_row: OnRow,
+) -> int:
+    """Train encoder and head in place on the contrastive loss; the images that were encoded.
+
+    images: their labels matter to `sup_con` alone; their sources keep copies of one image from
+        being each other's negatives.
+    validation: labelled images that a kNN over `images` classifies now and then, for the record.
+
+    Raises ValueError with advice where fewer than two sources are given, where the loss stops
+    being a number, and where the projections collapse into one point.
+    """
+    assert config.steps is not None
+    if images.sources.numel() == 0 or bool((images.sources == images.sources[0]).all()):
+        raise ValueError(
+            f"the pretext task contrasts images: it needs at least 2, got {len(images)}"
+        )
+    device = encoder.mean.device
+    network = nn.ModuleList([encoder, head])
+    chosen = optimizer(
+        [(network, config.learning_rate)], config.optimizer, config.weight_decay
+    )
+    averaged = average(network, config.ema)
+    images, began = images.to(device), time.perf_counter()
+    step = epoch = encoded = 0
+    check_every = max(1, config.steps // HEALTH_CHECKS)
+    next_check = check_every
+    while step < config.steps:
+        network.train()
+        losses: list[Tensor] = []
+        for index in batches(len(images), config.batch_size, generator):
+            if step == config.steps:
+                break
+            rate = set_rate(chosen, warmup_cosine(step, config.steps, config.warmup))
+            loss, h, z = _loss(encoder, head, images.select(index.to(device)), config, generator)
+            chosen.zero_grad()
+            loss.backward()
+            chosen.step()
+            if averaged:
+                averaged.update_parameters(network)
+            losses.append(loss.detach())  # stays on the device: .item() would stall every step
+            step, encoded = step + 1, encoded + 2 * len(index)
+        epoch += 1
+        row: dict[str, Any] = {
+            "stage": "pretext",
+            "step": step,
+            "steps": config.steps,
+            "epoch": epoch,
+            "seconds": time.perf_counter() - began,
+            "loss": float(torch.stack(losses).mean()),
+            "learning_rate": rate,
+        }
+        if step >= next_check or step == config.steps:
+            next_check += check_every
+            row |= _health(h.detach(), z.detach())
+            if validation is not None:
+                row["knn_accuracy"] = _knn(encoder, images, validation.to(device))
+        on_row(row)
+        _stop_if_ill(row)
+    if averaged:
+        network.load_state_dict(averaged.module.state_dict())
+    return encoded
+
+
+def _loss(
+    encoder: Encoder,
+    head: ProjectionHead,
+    batch: ImageSet,
+    config: PretextConfig,
+    generator: Generator,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The step itself: loss, representations (2N, D), projections (2N, K).
+
+    Both views pass the network together, so batch norm sees one mixed batch.
+    """
+    x_a, x_b = two_views(batch.images, config.views, generator)
+    h = encoder(torch.cat([x_a, x_b]))
+    z = head(h)
+    z_a, z_b = z.chunk(2)
+    if config.loss == "sup_con":
+        loss = sup_con(z_a, z_b, batch.labels, config.temperature, batch.sources)
+    else:
+        loss = nt_xent(z_a, z_b, config.temperature, batch.sources)
+    return loss, h, z
+
+
+def _health(h: Tensor, z: Tensor) -> dict[str, float]:
+    """Figures of the last batch: no further pass is needed."""
+    z_a, z_b = F.normalize(z.float(), dim=1).chunk(2)
+    return {
+        "alignment": alignment(z_a, z_b),
+        "uniformity": uniformity(z_a),
+        "effective_rank": effective_rank(h.float()),
+    }
+
+
+def _stop_if_ill(row: dict[str, Any]) -> None:
+    where = f"the pretext task at step {row['step']} of {row['steps']}"
+    if not math.isfinite(row["loss"]):
+        raise ValueError(
+            f"{where}: the loss is no longer a number; lower pretext.learning_rate "
+            "or raise pretext.temperature"
+        )
+    if row.get("uniformity", -math.inf) > COLLAPSED:
+        raise ValueError(
+            f"{where}: the representation collapsed, all images look alike to it; lower "
+            "pretext.learning_rate, or check that the images are not all the same"
+        )
+
+
+def _knn(encoder: Encoder, images: ImageSet, validation: ImageSet) -> float:
+    bank = images.labelled()
+    return knn_accuracy(
+        represent(encoder, bank.images), bank.labels,
+        represent(encoder, validation.images), validation.labels,
+    )  # fmt: skip

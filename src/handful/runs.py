@@ -1,0 +1,251 @@
+"""The run folder: what is in it, whose it is and how far it got."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from handful import config as configs
+from handful.config import RunConfig
+
+if TYPE_CHECKING:
+    from handful.images import ImageSet
+
+State = Literal["absent", "complete", "interrupted", "foreign"]
+
+HEADER = "# A run of handful. Repeat it: handful train SOURCE --config THIS_FILE\n"
+"""First line of every config.toml that handful wrote: how it knows a run folder as its own."""
+CONTENTS = (
+    "summary.json",
+    "metrics.jsonl",
+    "predictions.csv",
+    "report.html",
+    "model",
+    "checkpoints",
+    "figures",
+    "config.toml",
+)
+"""All that a run writes and all that `--overwrite` removes, in that order: half removed, a run no
+longer is complete and still is ours."""
+
+
+class RunFolder:
+    """One run's files. Making one touches no disk; `claim` does."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    @property
+    def config_path(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def state(self) -> State:
+        """`foreign` is whatever exists, is not empty and was not written by handful."""
+        if not self.path.exists():
+            return "absent"
+        if not self.path.is_dir():
+            return "foreign"
+        if not any(self.path.iterdir()):
+            return "absent"
+        if not self._ours():
+            return "foreign"
+        return "complete" if (self.path / "summary.json").is_file() else "interrupted"
+
+    def _ours(self) -> bool:
+        try:
+            with self.config_path.open(encoding="utf-8", errors="replace") as file:
+                return file.readline() == HEADER
+        except FileNotFoundError:
+            return False
+
+    def config(self) -> RunConfig:
+        """What the run was asked to do. Raises ValueError where that cannot be read."""
+        return configs.load(self.config_path)
+
+    def summary(self) -> dict[str, Any]:
+        """What came out. Raises ValueError where the folder holds no finished run."""
+        state = self.state()
+        if state != "complete":
+            what = {
+                "absent": "there is no run there",
+                "interrupted": "that run did not finish",
+                "foreign": "handful did not make it",
+            }[state]
+            raise ValueError(f"no finished run in {self.path}: {what}")
+        path = self.path / "summary.json"
+        try:
+            summary = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+        if not isinstance(summary, dict):
+            raise ValueError(f"{path} is damaged: it holds no object")
+        return summary
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """To be written last: the presence of this file means that the run is complete."""
+        document = _strict({**summary, "complete": True})
+        text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+        _replace_text(self.path / "summary.json", text + "\n")
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """One more row of metrics.jsonl; a number that is not finite becomes null."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_strict(row), ensure_ascii=False, allow_nan=False) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl in order, without a last line that an interruption cut short."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        *whole, _ = path.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in whole]
+
+    def write_arrays(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """figures/arrays.npz, compressed: what the figures are drawn from."""
+        self.figures.mkdir(exist_ok=True)
+        part = self.figures / "arrays.part.npz"
+        np.savez_compressed(part, allow_pickle=False, **arrays)
+        part.replace(self.figures / "arrays.npz")
+
+    def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        """The arrays of `write_arrays`, none where it was never called."""
+        path = self.figures / "arrays.npz"
+        if not path.exists():
+            return {}
+        with np.load(path, allow_pickle=False) as archive:
+            return dict(archive)
+
+    def write_predictions(self, images: ImageSet, probabilities: np.ndarray[Any, Any]) -> None:
+        """predictions.csv: one row an image of the test split.
+
+        probabilities: float (N, Y), in the order of `images` and its class names. Columns: index,
+        label (empty where unlabelled), predicted, its probability; path where images were files.
+        """
+        names = images.class_names
+        columns = ["index", "label", "predicted", "probability"] + ["path"] * bool(images.paths)
+        part = self.path / "predictions.csv.part"
+        with part.open("w", encoding="utf-8", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(columns)
+            for i, (label, row) in enumerate(
+                zip(images.labels.tolist(), probabilities, strict=True)
+            ):
+                best = int(row.argmax())
+                cells = [i, names[label] if label >= 0 else "", names[best], f"{row[best]:.6f}"]
+                table.writerow(cells + ([images.paths[i]] if images.paths else []))
+        part.replace(self.path / "predictions.csv")
+
+
+def claim(
+    path: Path | str, config: RunConfig, overwrite: bool = False
+) -> RunFolder | dict[str, Any]:
+    """Make `path` the folder of this run, or return the summary where it already is done.
+
+    An absent or empty folder is made and config.toml written into it. A complete run of the same
+    configuration gives its summary. Raises ValueError for an interrupted run, a run of another
+    configuration, a folder that handful did not make, and where it cannot write. `overwrite`
+    removes what an earlier run wrote, and nothing else, and never touches a foreign folder.
+    """
+    folder = RunFolder(path)
+    try:
+        state = folder.state()
+        if state == "foreign":
+            raise ValueError(
+                f"{folder.path} exists and was not made by handful: choose another --out"
+            )
+        if overwrite:
+            _clear(folder)
+        elif state == "interrupted":
+            raise ValueError(
+                f"{folder.path} holds a run that did not finish or is still running: "
+                "--overwrite starts it again, or choose another --out"
+            )
+        elif state == "complete":
+            return _same(folder, config)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        # "x": of two commands that start at once, one gets the folder
+        with folder.config_path.open("x", encoding="utf-8") as file:
+            file.write(HEADER + config.to_toml())
+    except OSError as error:
+        raise ValueError(
+            f"cannot write the run folder {folder.path}: {error.strerror or error}; "
+            "choose another --out"
+        ) from None
+    return folder
+
+
+def _same(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
+    """The summary of a complete run; ValueError where its configuration is another one."""
+    try:
+        theirs = folder.config()
+    except ValueError:
+        raise ValueError(
+            f"{folder.path} holds a run whose config.toml this version cannot read: "
+            "--overwrite replaces it, or choose another --out"
+        ) from None
+    differing = config.differences(theirs)
+    if differing:
+        listed = "; ".join(
+            f"{key}: here {_shown(here)}, there {_shown(there)}"
+            for key, (here, there) in differing.items()
+        )
+        raise ValueError(
+            f"{folder.path} holds a run of another configuration ({listed}): "
+            "--overwrite replaces it, or choose another --out"
+        )
+    return folder.summary()
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is None else str(value)
+
+
+def _clear(folder: RunFolder) -> None:
+    for name in CONTENTS:
+        path = folder.path / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _replace_text(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _strict(value: Any) -> Any:
+    """The same value with null for NaN and infinity, which JSON does not know."""
+    if isinstance(value, Mapping):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,72 @@
+"""Which images are labelled, which are held out, and in what order they come: index work only."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch import Generator, Tensor
+
+
+def draw(labels: Tensor, per_class: int, draw: int | None) -> Tensor:
+    """Which `per_class` images of each class are labelled: int64, ascending positions in `labels`.
+
+    labels: int64 (N,) in the official order; images with -1 are never drawn.
+    draw: the images with the smallest SHA-256 of "draw:position" are taken, so that a draw of few
+    lies within the same draw of more and is the same on every machine; None takes the first ones.
+
+    Raises ValueError naming the class that has too few.
+    """
+    chosen = []
+    for label in range(int(labels.max()) + 1 if len(labels) else 0):
+        members = (labels == label).nonzero().squeeze(1).tolist()
+        if len(members) < per_class:
+            raise ValueError(
+                f"class number {label} has {len(members)} labelled images and --per-class asks "
+                f"for {per_class}: lower --per-class or add images"
+            )
+        if draw is not None:
+            members.sort(key=lambda position: _digest(draw, position))
+        chosen += members[:per_class]
+    return torch.tensor(sorted(chosen), dtype=torch.int64)
+
+
+def _digest(draw: int, position: int) -> bytes:
+    return hashlib.sha256(f"{draw}:{position}".encode()).digest()
+
+
+def split(
+    labels: Tensor, sources: Tensor, share: float, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Positions to keep and positions to hold out, both int64 and ascending.
+
+    labels, sources: int64 (N,). All images of one source fall on the same side. `share` of the
+    sources of each class are held out, at least one of each class and never all of them; a class
+    with one source is kept whole, and so is a source without a label. A share of 0 holds nothing.
+    """
+    unique, place = torch.unique(sources, return_inverse=True)
+    # One label for each source, however many copies of it carry none.
+    label_of = torch.full((len(unique),), -1).scatter_reduce(0, place, labels, "amax")
+    held_sources = torch.zeros(len(unique), dtype=torch.bool)
+    for label in torch.unique(label_of[label_of >= 0]).tolist() if share > 0 else ():
+        members = (label_of == label).nonzero().squeeze(1)
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        shuffled = members[torch.randperm(len(members), generator=generator)]
+        held_sources[shuffled[:count]] = True
+    held = held_sources[place]
+    return (~held).nonzero().squeeze(1), held.nonzero().squeeze(1)
+
+
+def batches(n: int, batch_size: int, generator: Generator) -> Iterator[Tensor]:
+    """One epoch over n images in a new order: int64 positions, in nearly equal batches.
+
+    As few batches as `batch_size` allows, their sizes at most one apart. A single image has nothing
+    to be contrasted with or normalised by, so at a batch size of 2 an odd n gives one batch of 3;
+    only n = 1 or a batch size of 1 gives batches of one.
+    """
+    parts = -(-n // batch_size)
+    if batch_size > 1 and n > 1:
+        parts = min(parts, n // 2)
+    if n:
+        yield from torch.randperm(n, generator=generator).tensor_split(parts)

@@ -1,0 +1,283 @@
+"""Views of images: whole batches at once, every parameter drawn per image.
+
+All geometry (rotation, scale, shear, shift, elastic displacement) is one resampling, so an image is
+interpolated once however much is asked for. Parameters are drawn on the CPU from an explicit
+generator: the same generator gives the same views on every device.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from handful.config import ViewsConfig
+from handful.images import ImageSet, to_float
+
+KNOT_WIDTH = 0.7
+"""Width of an elastic knot's Gaussian, in knot spacings: neighbouring knots blend smoothly."""
+
+
+def two_views(images: Tensor, config: ViewsConfig, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Two independent views of each image: uint8 (N, C, H, W) to two float32 (N, C, H, W)."""
+    x_a, x_b = view(torch.cat([images, images]), config, generator).chunk(2)
+    return x_a, x_b
+
+
+def view(images: Tensor, config: ViewsConfig, generator: Generator) -> Tensor:
+    """One view of every image: uint8 (N, C, H, W) to float32 (N, C, H, W) in 0-1."""
+    x = to_float(images)
+    x = _flip(x, config, generator)
+    x = _geometry(x, config, generator)
+    x = _stroke(x, config, generator)
+    x = _blur(x, config, generator)
+    x = _intensity(x, config, generator)
+    return _cutout(x, config, generator)
+
+
+def warp(
+    x: Tensor,
+    matrix: Tensor,
+    shift: Tensor,
+    field: Tensor | None = None,
+    padding: str = "zeros",
+) -> Tensor:
+    """Resample images once, bilinearly, under an affine map and a displacement.
+
+    x: float (N, C, H, W). matrix: (N, 2, 2) and shift: (N, 2) move what is at (x, y) to
+    `matrix @ (x, y) + shift`, in units of half the image's side from its centre.
+    field: (N, H, W, 2), added to the place that is read, in the same units.
+    Outside the image is black (`zeros`) or its mirror image (`reflection`).
+    """
+    n, _, height, width = x.shape
+    inverse = _inverse(matrix)
+    base = _pixel_centres(height, width, x.device)  # (H·W, 2)
+    points = base - shift[:, None]  # (N, H·W, 2)
+    grid = (points @ inverse.transpose(1, 2)).view(n, height, width, 2)
+    if field is not None:
+        grid = grid + field
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode=padding, align_corners=False)
+
+
+def _inverse(matrix: Tensor) -> Tensor:
+    """Inverse of (N, 2, 2) matrices, by the formula: far cheaper than a general solver."""
+    a, b, c, d = matrix[:, 0, 0], matrix[:, 0, 1], matrix[:, 1, 0], matrix[:, 1, 1]
+    adjugate = torch.stack([torch.stack([d, -b], 1), torch.stack([-c, a], 1)], 1)
+    return adjugate / (a * d - b * c)[:, None, None]
+
+
+@lru_cache(maxsize=16)
+def _pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
+    """(H·W, 2) as (x, y), the frame spanning -1 to 1."""
+    ys = (torch.arange(height, device=device) * 2 + 1) / height - 1
+    xs = (torch.arange(width, device=device) * 2 + 1) / width - 1
+    y, x = torch.meshgrid(ys, xs, indexing="ij")
+    return torch.stack([x, y], dim=-1).reshape(-1, 2)
+
+
+def affine(rotation: Tensor, log_scale: Tensor, shear: Tensor) -> Tensor:
+    """Matrices (N, 2, 2): scale on each axis, then shear, then rotation.
+
+    rotation: (N,) radians. log_scale: (N, 2). shear: (N,) tangent.
+    """
+    cos, sin = rotation.cos(), rotation.sin()
+    scale_x, scale_y = log_scale.exp().unbind(1)
+    top = torch.stack([cos * scale_x, (cos * shear - sin) * scale_y], 1)
+    bottom = torch.stack([sin * scale_x, (sin * shear + cos) * scale_y], 1)
+    return torch.stack([top, bottom], 1)
+
+
+def _uniform(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """Uniform in -1 to 1."""
+    return torch.rand(shape, generator=generator) * 2 - 1
+
+
+def _geometry(x: Tensor, config: ViewsConfig, generator: Generator) -> Tensor:
+    n, _, height, width = x.shape
+    matrix = affine(
+        _uniform((n,), generator) * math.radians(config.rotation),
+        _uniform((n, 2), generator) * config.scale,
+        _uniform((n,), generator) * config.shear,
+    ).to(x.device)
+    shift = (_uniform((n, 2), generator) * 2 * config.translation).to(x.device)
+    field = _elastic_field(n, height, width, config, generator)
+    if field is not None:
+        field = field.to(x.device)
+    if config.keep_ink:
+        matrix, shift = _inside_frame(x, matrix, shift, field)
+    return warp(x, matrix, shift, field, "zeros" if config.keep_ink else "reflection")
+
+
+def _elastic_field(
+    n: int, height: int, width: int, config: ViewsConfig, generator: Generator
+) -> Tensor | None:
+    """Smooth random displacements (N, H, W, 2), normal with the configured standard deviation."""
+    if config.elastic == 0:
+        return None
+    cells = config.elastic_cells
+    # the frame is two units wide
+    knots = torch.randn((n, 2, cells, cells), generator=generator) * (2 * config.elastic)
+    rows, columns = _knot_weights(height, cells), _knot_weights(width, cells)
+    return (rows @ knots @ columns.T).permute(0, 2, 3, 1)  # (N, 2, H, W) → (N, H, W, 2)
+
+
+@lru_cache(maxsize=16)
+def _knot_weights(side: int, cells: int) -> Tensor:
+    """(side, cells): weight of each knot at each pixel; rows have unit norm.
+
+    Independent normal knots therefore give the same standard deviation at every pixel.
+    """
+    position = (torch.arange(side) + 0.5) / side * cells - 0.5
+    distance = (position[:, None] - torch.arange(cells)) / KNOT_WIDTH
+    weights = torch.exp(-0.5 * distance**2)
+    return F.normalize(weights, dim=1)
+
+
+def _inside_frame(
+    x: Tensor, matrix: Tensor, shift: Tensor, field: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Shrink and shift less where the warp would carry ink over the frame.
+
+    One pixel is left free on every side, which interpolation and a thicker stroke may fill.
+    """
+    low, high = _ink_box(x)  # (N, 2) each, as (x, y)
+    if field is not None:
+        reach = field.abs().amax(dim=(1, 2))  # (N, 2)
+        low, high = low - reach, high + reach
+    corners = torch.stack(
+        [
+            torch.stack([xs[:, 0], ys[:, 1]], 1)
+            for xs, ys in ((low, low), (low, high), (high, low), (high, high))
+        ],
+        1,
+    )  # (N, 4, 2)
+    moved = corners @ matrix.transpose(1, 2)
+    limit = 1 - 2 / torch.tensor([x.shape[3], x.shape[2]], device=x.device)
+    extent = (moved.amax(1) - moved.amin(1)) / 2
+    shrink = (limit / extent).amin(1).clamp(max=1)[:, None]
+    moved = moved * shrink[:, None]
+    shift = torch.minimum(torch.maximum(shift, -limit - moved.amin(1)), limit - moved.amax(1))
+    return matrix * shrink[:, None], shift
+
+
+def _ink_box(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Corners (N, 2) of the box around all that is not black; the centre point where all is."""
+    ink = x.amax(1) > 0
+    low, high = [], []
+    for axis in (1, 2):  # columns give x, rows give y
+        line = ink.any(axis)  # (N, side)
+        side = line.shape[1]
+        first = line.float().argmax(1)
+        last = side - line.flip(1).float().argmax(1)
+        empty = ~line.any(1)
+        low.append((first * 2 / side - 1).masked_fill(empty, 0))
+        high.append((last * 2 / side - 1).masked_fill(empty, 0))
+    return torch.stack(low, 1), torch.stack(high, 1)
+
+
+def _per_image(n: int, strength: float, generator: Generator, device: torch.device) -> Tensor:
+    """(N, 1, 1, 1), uniform in -strength to strength."""
+    return (_uniform((n, 1, 1, 1), generator) * strength).to(device)
+
+
+def _flip(x: Tensor, config: ViewsConfig, generator: Generator) -> Tensor:
+    if not config.flip:
+        return x
+    mirrored = torch.rand((len(x), 1, 1, 1), generator=generator) < 0.5
+    return torch.where(mirrored.to(x.device), x.flip(3), x)
+
+
+def dilate(x: Tensor) -> Tensor:
+    """Largest value of each 3 × 3 neighbourhood: thicker light strokes."""
+    return F.max_pool2d(x, 3, stride=1, padding=1)
+
+
+def erode(x: Tensor) -> Tensor:
+    """Smallest value of each 3 × 3 neighbourhood: thinner light strokes."""
+    return -F.max_pool2d(-x, 3, stride=1, padding=1)
+
+
+def _stroke(x: Tensor, config: ViewsConfig, generator: Generator) -> Tensor:
+    if config.stroke == 0:
+        return x
+    amount = _per_image(len(x), config.stroke, generator, x.device)
+    thicker = torch.lerp(x, dilate(x), amount.clamp(min=0))
+    return torch.lerp(thicker, erode(x), (-amount).clamp(min=0))
+
+
+def _blur(x: Tensor, config: ViewsConfig, generator: Generator) -> Tensor:
+    if config.blur == 0:
+        return x
+    amount = _per_image(len(x), config.blur, generator, x.device).abs()
+    line = x.new_tensor([0.25, 0.5, 0.25])
+    kernel = torch.outer(line, line).expand(x.shape[1], 1, 3, 3)
+    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    return torch.lerp(x, F.conv2d(padded, kernel, groups=x.shape[1]), amount)
+
+
+def _intensity(x: Tensor, config: ViewsConfig, generator: Generator) -> Tensor:
+    if config.gamma:
+        x = x ** _per_image(len(x), config.gamma, generator, x.device).exp()
+    if config.contrast:
+        mean = x.mean((1, 2, 3), keepdim=True)
+        gain = 1 + _per_image(len(x), config.contrast, generator, x.device)
+        brightness = _per_image(len(x), config.contrast / 2, generator, x.device)
+        x = ((x - mean) * gain + mean + brightness).clamp(0, 1)
+    return x
+
+
+def _cutout(x: Tensor, config: ViewsConfig, generator: Generator) -> Tensor:
+    if config.cutout == 0:
+        return x
+    n, _, height, width = x.shape
+    centre = torch.rand((n, 2, 1), generator=generator)
+    rows, columns = (
+        ((torch.arange(side) + 0.5) / side - centre[:, axis]).abs() < config.cutout / 2
+        for axis, side in enumerate((height, width))
+    )  # (N, H), (N, W)
+    blank = rows[:, None, :, None] & columns[:, None, None, :]
+    return x.masked_fill(blank.to(x.device), 0)
+
+
+EXPANSION = ViewsConfig(rotation=15.0, translation=0.1, scale=0.0, shear=0.0)
+"""What the course project's copies vary: angle and place, nothing that bends a digit."""
+
+
+def expand(images: ImageSet, copies: int, generator: Generator) -> ImageSet:
+    """Each image followed by `copies` rotated and shifted copies: N to N · (1 + copies) images.
+
+    Labels and sources go along, so that a split by source never separates a copy from its image.
+    """
+    if copies == 0:
+        return images
+    repeat = torch.arange(len(images)).repeat_interleave(copies)
+    moved = view(images.images[repeat], EXPANSION, generator)
+    moved = (moved * 255).round().to(torch.uint8)
+    shape = images.images.shape[1:]
+    both = torch.cat([images.images[:, None], moved.view(-1, copies, *shape)], 1)
+    index = torch.arange(len(images)).repeat_interleave(1 + copies)
+    return replace(images.select(index), images=both.reshape(-1, *shape))
+
+
+def test_views(x: Tensor, count: int) -> Tensor:
+    """`count` fixed views of each image: float (N, C, H, W) to (count, N, C, H, W).
+
+    The first is the image itself; the others turn, scale, slant and shift it a little, all images
+    alike, so that an image's prediction does not depend on its neighbours in a batch.
+    """
+    generator = torch.Generator().manual_seed(0)
+    views = [x]
+    for _ in range(count - 1):
+        matrix = affine(
+            _uniform((1,), generator) * math.radians(8),
+            _uniform((1, 2), generator) * 0.08,
+            _uniform((1,), generator) * 0.1,
+        ).to(x.device)
+        shift = (_uniform((1, 2), generator) * 0.08).to(x.device)
+        n = len(x)
+        views.append(warp(x, matrix.expand(n, 2, 2), shift.expand(n, 2)))
+    return torch.stack(views)

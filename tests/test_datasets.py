@@ -1,0 +1,365 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from handful import idx
+from handful.config import DataConfig
+from handful.datasets import Dataset, fetch_mnist, load, load_images
+from handful.pictures import Preparation
+
+DIGITS = Preparation("digits", 28, 1)
+NAMES = tuple("0123456789")
+
+
+def save(path: Path, pixels: NDArray[np.uint8]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two class folders of small colour pictures, a brightness for each class."""
+    rng = np.random.default_rng(0)
+    for name, level in (("cat", 60), ("dog", 160)):
+        for i in range(6):
+            pixels = rng.integers(level, level + 60, (40, 52, 3), np.uint8)
+            save(tmp_path / "photos" / name / f"img{i}.png", pixels)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def idx_dir(tmp_path: Path) -> Path:
+    """Sixty training and ten test images of three classes; pixel 14, 14 tells their number."""
+    folder = tmp_path / "idx"
+    folder.mkdir()
+    for part, n in (("train", 60), ("t10k", 10)):
+        images = np.zeros((n, 28, 28), np.uint8)
+        images[:, 10:20, 10:20] = 255
+        images[:, 14, 14] = np.arange(n)
+        idx.write_idx(folder / f"{part}-images-idx3-ubyte.gz", images)
+        idx.write_idx(folder / f"{part}-labels-idx1-ubyte", np.arange(n, dtype=np.uint8) % 3)
+    return folder
+
+
+def load_from(source: Path, **settings: object) -> Dataset:
+    return load(DataConfig.model_validate({"source": str(source), **settings}))
+
+
+def disjoint(dataset: Dataset) -> bool:
+    assert dataset.test is not None
+    return not set(dataset.train.sources.tolist()) & set(dataset.test.sources.tolist())
+
+
+# ── mnist50 ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_mnist50_is_what_it_says() -> None:
+    dataset = load(DataConfig())
+    assert dataset.train.class_counts.tolist() == [50] * 10
+    assert dataset.train.class_names == NAMES
+    assert dataset.test is not None
+    assert dataset.test.images.shape == (10_000, 1, 28, 28)
+    assert dataset.preparation == DIGITS
+    assert disjoint(dataset)
+
+
+def test_mnist50_is_the_official_data(mnist_dir: Path) -> None:
+    dataset, official = load(DataConfig()), load_from(mnist_dir)
+    assert official.test is not None
+    assert dataset.test is not None
+    for digit in range(10):
+        first = (official.train.labels == digit).nonzero().squeeze(1)[:50]
+        of_class = dataset.train.labels == digit
+        assert torch.equal(dataset.train.sources[of_class], first)
+        assert torch.equal(dataset.train.images[of_class], official.train.images[first])
+    assert torch.equal(dataset.test.images, official.test.images)
+    assert torch.equal(dataset.test.labels, official.test.labels)
+    assert torch.equal(dataset.test.sources, official.test.sources)
+
+
+def test_mnist50_has_one_size() -> None:
+    with pytest.raises(ValueError, match=r"data\.size = 32: mnist50 has 28 × 28"):
+        load(DataConfig(size=32))
+
+
+# ── idx ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_idx_directory(idx_dir: Path) -> None:
+    dataset = load_from(idx_dir)
+    assert dataset.train.images[:, 0, 14, 14].tolist() == list(range(60))
+    assert dataset.train.labels.tolist() == [i % 3 for i in range(60)]
+    assert dataset.train.class_names == ("0", "1", "2")
+    assert dataset.test is not None
+    assert dataset.test.images[:, 0, 14, 14].tolist() == list(range(10))
+    assert dataset.test_of == "official test set"
+    assert dataset.preparation == DIGITS
+    assert dataset.official_order
+    assert disjoint(dataset)
+
+
+def test_dev_scores_the_last_sixth_and_never_opens_the_test_files(idx_dir: Path) -> None:
+    for path in idx_dir.glob("t10k*"):
+        path.write_bytes(b"opening this fails")
+    dataset = load_from(idx_dir, dev=True)
+    assert dataset.train.images[:, 0, 14, 14].tolist() == list(range(50))
+    assert dataset.test is not None
+    assert dataset.test.images[:, 0, 14, 14].tolist() == list(range(50, 60))
+    assert "development" in dataset.test_of
+    assert disjoint(dataset)
+    with pytest.raises(ValueError, match="no idx file"):
+        load_from(idx_dir)
+
+
+def test_dev_on_mnist_is_the_published_split(mnist_dir: Path) -> None:
+    dataset = load_from(mnist_dir, dev=True)
+    assert dataset.test is not None
+    assert (len(dataset.train), len(dataset.test)) == (50_000, 10_000)
+    assert dataset.test.sources.tolist() == list(range(50_000, 60_000))
+
+
+def test_idx_without_test_files(idx_dir: Path) -> None:
+    for path in idx_dir.glob("t10k*"):
+        path.unlink()
+    dataset = load_from(idx_dir)
+    assert dataset.test is None
+    assert dataset.test_of == ""
+
+
+def test_idx_images_that_fill_the_frame_are_not_digits(idx_dir: Path) -> None:
+    idx.write_idx(idx_dir / "train-images-idx3-ubyte.gz", np.full((60, 28, 28), 90, np.uint8))
+    assert load_from(idx_dir).preparation.kind == "letterbox"
+    assert load_from(idx_dir, prepare="digits").preparation.kind == "digits"
+
+
+def test_classes_may_be_numbered_from_one(idx_dir: Path) -> None:
+    for part, n in (("train", 60), ("t10k", 10)):
+        labels = np.arange(n, dtype=np.uint8) % 3 + 1
+        idx.write_idx(idx_dir / f"{part}-labels-idx1-ubyte", labels)
+    dataset = load_from(idx_dir)
+    assert dataset.train.class_names == ("1", "2", "3")
+    assert dataset.train.labels[:4].tolist() == [0, 1, 2, 0]
+
+
+def bad_labels(folder: Path, part: str, label: int) -> None:
+    path = folder / f"{part}-labels-idx1-ubyte"
+    labels = idx.read_idx(path)
+    labels[5] = label
+    idx.write_idx(path, labels)
+
+
+def test_bad_idx_directories_are_named_in_one_line(idx_dir: Path) -> None:
+    def broken(name: str, *, dev: bool = False) -> str:
+        folder = idx_dir.with_name(name)
+        with pytest.raises(ValueError, match=name) as caught:
+            load_from(folder, dev=dev)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    for name in ("stray", "stray-test", "count", "cut", "magic", "alone", "wide", "single"):
+        shutil.copytree(idx_dir, idx_dir.with_name(name))
+    images, labels = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte"
+
+    bad_labels(idx_dir.with_name("stray"), "train", 77)
+    assert "label 77 but none 3" in broken("stray")
+    bad_labels(idx_dir.with_name("stray-test"), "t10k", 7)
+    assert "not trained: 7" in broken("stray-test")
+    idx.write_idx(idx_dir.with_name("count") / labels, np.zeros(59, np.uint8))
+    assert "60 images" in broken("count")
+    cut = idx_dir.with_name("cut") / images
+    cut.write_bytes(cut.read_bytes()[:-12])
+    assert "damaged" in broken("cut")
+    (idx_dir.with_name("magic") / labels).write_bytes(b"MNIST labels")
+    assert "no idx file" in broken("magic")
+    (idx_dir.with_name("alone") / labels).unlink()
+    assert "no train labels" in broken("alone")
+    idx.write_idx(idx_dir.with_name("wide") / images, np.zeros((60, 28, 30), np.uint8))
+    assert "square" in broken("wide")
+    idx.write_idx(idx_dir.with_name("single") / labels, np.zeros(60, np.uint8))
+    assert "one class only" in broken("single", dev=True)
+
+
+def test_idx_images_keep_their_size(idx_dir: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.size = 32: the idx images are 28 × 28"):
+        load_from(idx_dir, size=32)
+
+
+# ── folders ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_class_folders(photos: Path) -> None:
+    dataset = load_from(photos)
+    assert dataset.train.class_names == ("cat", "dog")
+    assert dataset.train.labels.tolist() == [0] * 6 + [1] * 6
+    assert dataset.train.images.shape == (12, 3, 52, 52)
+    assert Path(dataset.train.paths[7]) == photos / "dog" / "img1.png"
+    assert dataset.preparation == Preparation("letterbox", 52, 3)
+    assert dataset.test is None
+    assert not dataset.official_order
+    means = dataset.train.images.float().mean((1, 2, 3))
+    assert means[:6].max() < means[6:].min()
+
+
+def test_train_test_and_unlabelled_on_top(photos: Path, tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    for part in ("train", "test"):
+        shutil.copytree(photos, top / part)
+    shutil.rmtree(top / "test" / "cat")
+    shutil.copytree(photos / "cat", top / "unlabelled" / "from a walk")
+    dataset = load_from(top)
+    assert dataset.train.labels.tolist() == [0] * 6 + [1] * 6 + [-1] * 6
+    assert dataset.test is not None
+    assert dataset.test.labels.tolist() == [1] * 6
+    assert dataset.test.class_names == ("cat", "dog")
+    assert dataset.test_of == "images in top/test"
+    assert len(dataset.train.sources.unique()) == 18
+    assert disjoint(dataset)
+
+
+def test_a_class_may_be_called_train(photos: Path) -> None:
+    (photos / "cat").rename(photos / "train")
+    assert load_from(photos).train.class_names == ("dog", "train")
+
+
+def test_unreadable_and_foreign_files_are_skipped_with_a_note(photos: Path) -> None:
+    for i in range(7):
+        (photos / "cat" / f"bad{i}.jpg").write_bytes(b"no picture")
+    (photos / "cat" / "notes.txt").touch()
+    (photos / "dog" / "live.HEIC").touch()
+    (photos / ".DS_Store").touch()
+    dataset = load_from(photos)
+    assert dataset.train.class_counts.tolist() == [6, 6]
+    notes = "\n".join(dataset.notes)
+    assert notes.count("bad") == 5
+    assert "2 more unreadable files" in notes
+    assert "not pictures: 1 .heic, 1 .txt" in notes
+
+
+def test_bad_folders_are_named_in_one_line(photos: Path, tmp_path: Path) -> None:
+    def refused(source: Path, message: str, **settings: object) -> None:
+        with pytest.raises(ValueError, match=message) as caught:
+            load_from(source, **settings)
+        assert "\n" not in str(caught.value)
+
+    refused(tmp_path / "nowhere", r"nowhere does not exist: give mnist50")
+    refused(photos / "cat" / "img0.png", r"img0\.png is a file")
+    refused(photos / "cat", "cat has no class folders")
+    refused(photos, "--dev needs a directory of idx files", dev=True)
+    (photos / "empty").mkdir()
+    refused(photos, "class folder .*empty has no images")
+    (photos / "empty" / "readme.txt").touch()
+    refused(photos, r"class folder .*empty has only files of other kinds \(1 \.txt\)")
+    (photos / "empty" / "x.png").touch()
+    refused(photos, r"class folder .*empty has no readable image: cannot read .*x\.png")
+    shutil.rmtree(photos / "empty")
+    shutil.copytree(photos, photos / "test")
+    refused(photos, "has test/ .* but no train/")
+    shutil.rmtree(photos / "test")
+    shutil.copytree(photos, tmp_path / "top" / "train")
+    shutil.copytree(photos / "cat", tmp_path / "top" / "test" / "lion")
+    refused(tmp_path / "top", "not trained: lion; trained were cat, dog")
+    shutil.rmtree(photos / "dog")
+    refused(photos, "one class only, cat")
+
+
+# ── for a model that is there already ───────────────────────────────────────────────────────────
+
+
+def test_evaluating_takes_the_test_split(idx_dir: Path) -> None:
+    found = load_images(str(idx_dir), DIGITS, ("0", "1", "2"))
+    assert len(found) == 10
+    for path in idx_dir.glob("t10k*"):
+        path.unlink()
+    assert len(load_images(str(idx_dir), DIGITS, ("0", "1", "2"))) == 60
+
+
+def test_labels_are_matched_by_name(idx_dir: Path) -> None:
+    found = load_images(str(idx_dir), DIGITS, ("2", "spare", "0", "1"))
+    assert found.class_names == ("2", "spare", "0", "1")
+    assert found.labels[:4].tolist() == [2, 3, 0, 2]
+    with pytest.raises(ValueError, match="not trained: 2; trained were 0, 1"):
+        load_images(str(idx_dir), DIGITS, ("0", "1"))
+
+
+def test_mnist50_is_prepared_for_the_model() -> None:
+    found = load_images("mnist50", DIGITS, NAMES)
+    assert found.images.shape == (10_000, 1, 28, 28)
+    assert found.labels[:3].tolist() == [7, 2, 1]
+
+
+def test_arrays_are_brought_to_another_size(idx_dir: Path) -> None:
+    found = load_images(str(idx_dir), Preparation("letterbox", 40, 3), ("0", "1", "2"))
+    assert found.images.shape == (10, 3, 40, 40)
+
+
+def test_folders_for_a_model(photos: Path) -> None:
+    preparation = Preparation("letterbox", 32, 3)
+    found = load_images(str(photos), preparation, ("dog", "cat"))
+    assert found.labels.tolist() == [1] * 6 + [0] * 6
+    flat = load_images(str(photos / "cat"), preparation, ("dog", "cat"))
+    assert flat.labels.tolist() == [-1] * 6
+    assert flat.class_names == ("dog", "cat")
+    assert flat.paths[0].endswith("img0.png")
+    (photos / "cat" / "bad.png").touch()
+    for folder in (photos, photos / "cat"):
+        with pytest.raises(ValueError, match=r"1 file of .* cannot be read, .*bad\.png"):
+            load_images(str(folder), preparation, ("dog", "cat"))
+
+
+def test_digits_written_to_png_are_the_same_as_the_arrays(idx_dir: Path, tmp_path: Path) -> None:
+    arrays = load_from(idx_dir).train
+    for i, pixels in enumerate(arrays.images[:, 0].numpy()):
+        save(tmp_path / "png" / str(int(arrays.labels[i])) / f"{i}.png", pixels)
+    dataset = load_from(tmp_path / "png")
+    assert dataset.preparation == DIGITS
+    order = torch.tensor([int(Path(path).stem) for path in dataset.train.paths])
+    assert torch.equal(dataset.train.images, arrays.images[order])
+    assert torch.equal(dataset.train.labels, arrays.labels[order])
+
+
+# ── fetching ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_fetching_writes_the_official_files(
+    mnist_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = {name: idx.read_idx(mnist_dir / f"{name}.gz") for name in idx.MNIST_SHA256}
+    train, train_labels, test, test_labels = stored.values()
+    sent = SimpleNamespace(
+        data=np.concatenate([train, test]).reshape(70_000, 784).astype(np.int64),
+        target=np.concatenate([train_labels, test_labels]).astype(str).astype(object),
+    )
+    monkeypatch.setattr("sklearn.datasets.fetch_openml", lambda *_, **__: sent)
+    fetch_mnist(tmp_path / "new" / "mnist")
+    for name, array in stored.items():
+        found = idx.read_idx(tmp_path / "new" / "mnist" / f"{name}.gz")
+        np.testing.assert_array_equal(found, array)
+    sent.data[0, 300] += 1
+    with pytest.raises(ValueError, match="not the official train-images"):
+        fetch_mnist(tmp_path / "other")
+    assert not list((tmp_path / "other").iterdir())
+
+
+def test_fetching_without_internet_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr("sklearn.datasets.fetch_openml", unreachable)
+    with pytest.raises(ValueError, match="is there internet"):
+        fetch_mnist(tmp_path)
+
+
+def test_official_files_are_not_fetched_again(
+    mnist_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("sklearn.datasets.fetch_openml")
+    fetch_mnist(mnist_dir)

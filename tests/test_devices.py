@@ -1,0 +1,75 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handful import devices
+
+
+def test_auto_takes_the_fastest_device_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cuda, mps, expected in [
+        (True, True, "cuda"),
+        (True, False, "cuda"),
+        (False, True, "mps"),
+        (False, False, "cpu"),
+    ]:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
+        assert devices.choose("auto").type == expected
+
+
+def test_the_cpu_is_always_there() -> None:
+    assert devices.choose("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["tpu", "meta", "xla", "", "cuda:x", "cpu cpu"])
+def test_a_name_that_is_no_device(name: str) -> None:
+    with pytest.raises(ValueError, match="unknown device") as caught:
+        devices.choose(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps"])
+def test_a_device_that_is_not_here(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=f"device {name} is not available here: use auto or cpu"):
+        devices.choose(name)
+
+
+def test_a_gpu_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert devices.choose("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(ValueError, match="the last one is cuda:1"):
+        devices.choose("cuda:2")
+
+
+def numbers(seed: int, stage: str) -> list[float]:
+    return torch.rand(4, generator=devices.generator(seed, stage)).tolist()
+
+
+@given(seed=st.integers(0, 2**31 - 1), stage=st.text(max_size=20))
+def test_seed_and_stage_decide_the_numbers(seed: int, stage: str) -> None:
+    assert numbers(seed, stage) == numbers(seed, stage)
+    assert numbers(seed, stage) != numbers(seed, stage + "'")
+    assert numbers(seed, stage) != numbers(seed + 1, stage)
+
+
+def test_the_numbers_are_the_same_on_every_machine_and_version() -> None:
+    # printf 0:pretext | sha256sum: the first 16 digits, halved
+    assert devices.generator(0, "pretext").initial_seed() == 0x8886868eb57ada13 // 2
+
+
+def test_a_generator_leaves_global_randomness_alone() -> None:
+    before = torch.get_rng_state()
+    devices.generator(3, "views")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_describe_and_versions_are_plain_text() -> None:
+    assert devices.describe(torch.device("cpu")).startswith("cpu, ")
+    versions = devices.versions()
+    assert versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert versions.keys() == {"handful", "python", "torch", "numpy", "platform"}
+    assert all(isinstance(text, str) and text for text in versions.values())

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from handful import folders
+from handful.config import DataConfig
+from handful.pictures import Preparation
+
+
+def pictures(folder: Path, count: int, size: tuple[int, int], mode: str = "L") -> list[Path]:
+    folder.mkdir(exist_ok=True)
+    colour = (200, 30, 30) if mode == "RGB" else 99
+    paths = [folder / f"{i}.png" for i in range(count)]
+    for path in paths:
+        Image.new(mode, size, colour).save(path)
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("size", "mode", "expected"),
+    [
+        ((20, 10), "L", Preparation("letterbox", 28, 1)),
+        ((50, 30), "RGB", Preparation("letterbox", 48, 3)),
+        ((30, 63), "L", Preparation("letterbox", 64, 1)),
+        ((900, 700), "RGB", Preparation("letterbox", 128, 3)),
+    ],
+)
+def test_size_and_channels_follow_the_files(
+    tmp_path: Path, size: tuple[int, int], mode: str, expected: Preparation
+) -> None:
+    paths = pictures(tmp_path, 3, size, mode)
+    assert folders.preparation_for(paths, DataConfig()) == expected
+    assert folders.preparation_for(paths, DataConfig(size=40)).size == 40
+    digits = folders.preparation_for(paths, DataConfig(prepare="digits"))
+    assert digits == Preparation("digits", 28, 1)
+
+
+def test_one_colour_picture_makes_the_set_a_colour_set(tmp_path: Path) -> None:
+    paths = pictures(tmp_path / "a", 5, (32, 32)) + pictures(tmp_path / "b", 1, (32, 32), "RGB")
+    assert folders.preparation_for(paths, DataConfig()).channels == 3
+
+
+def test_mnist_like_files_are_digits_unless_asked_otherwise(tmp_path: Path) -> None:
+    digit = np.zeros((28, 28), np.uint8)
+    digit[6:20, 12:15] = 250
+    Image.fromarray(digit).save(tmp_path / "1.png")
+    paths = [tmp_path / "1.png"]
+    assert folders.preparation_for(paths, DataConfig()).kind == "digits"
+    letterbox = folders.preparation_for(paths, DataConfig(prepare="letterbox"))
+    assert letterbox == Preparation("letterbox", 28, 1)
+
+
+def test_unreadable_files_do_not_decide(tmp_path: Path) -> None:
+    paths = pictures(tmp_path, 2, (40, 40))
+    (tmp_path / "bad.png").touch()
+    found = folders.preparation_for([tmp_path / "bad.png", *paths], DataConfig())
+    assert found == Preparation("letterbox", 40, 1)
+
+
+def test_names_sort_as_people_count(tmp_path: Path) -> None:
+    for name in ("class10", "class2", "Class1", "other", ".hidden", "__MACOSX"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in folders.visible(tmp_path)] == [
+        "Class1",
+        "class2",
+        "class10",
+        "other",
+    ]
+
+
+def test_pictures_are_found_below_and_by_any_case(tmp_path: Path) -> None:
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    for name in ("b10.JPG", "b9.jpeg", "deep/er/a.Tiff", "readme.md", ".hidden.png"):
+        (tmp_path / name).touch()
+    assert [path.name for path in folders.pictures(tmp_path)] == ["b9.jpeg", "b10.JPG", "a.Tiff"]
+    assert folders.other_files(tmp_path) == "1 .md"
+
+
+def test_spread_samples_evenly() -> None:
+    assert folders.spread(3) == [0, 1, 2]
+    assert folders.spread(0) == []
+    many = folders.spread(10_000)
+    assert len(many) == folders.SAMPLED
+    assert (many[0], many[-1]) == (0, 9999)
+    assert np.ptp(np.diff(many)) <= 1

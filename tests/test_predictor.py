@@ -1,0 +1,274 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from handful import checkpoints
+from handful.config import NetworkConfig
+from handful.images import ImageSet
+from handful.networks import INFERENCE_BATCH, Encoder, classifier_head
+from handful.pictures import Preparation
+from handful.predictor import Predictor
+
+NETWORK = NetworkConfig(width=4)
+NAMES = ("nine", "one", "five")
+
+
+def made(channels: Any = 1, size: int = 28, views: int = 1, temperature: float = 1.7) -> Predictor:
+    """An untrained predictor whose batch norms have seen something, as after training."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = Encoder(channels, size, NETWORK)
+        head = classifier_head(encoder.dim, len(NAMES))
+        encoder.normalise_to(pixels(16, channels, size))
+        encoder.train()
+        encoder(pixels(16, channels, size).float() / 255)
+    kind = "digits" if channels == 1 else "letterbox"
+    return Predictor(
+        encoder.eval(),
+        head.eval(),
+        NAMES,
+        Preparation(kind, size, channels),
+        NETWORK,
+        temperature,
+        views,
+    )
+
+
+def pixels(n: int, channels: int = 1, size: int = 28, seed: int = 0) -> torch.Tensor:
+    """Light blobs on black, uint8 (n, channels, size, size)."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.zeros(n, channels, size, size, dtype=torch.uint8)
+    inner = torch.randint(0, 256, (n, channels, size // 2, size // 2), generator=generator)
+    images[:, :, size // 4 : size // 4 + size // 2, size // 4 : size // 4 + size // 2] = inner.to(
+        torch.uint8
+    )
+    return images
+
+
+@pytest.mark.parametrize("views", [1, 4])
+def test_a_prediction_does_not_depend_on_the_batch(views: int) -> None:
+    model, images = made(views=views), pixels(9)
+    together = model.logits(images)
+    alone = torch.cat([model.logits(image[None]) for image in images])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+    turned = torch.randperm(9, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(model.logits(images[turned]), together[turned], atol=1e-5, rtol=0)
+
+
+def test_it_does_not_depend_on_the_mode_that_training_left_behind() -> None:
+    model, images = made(), pixels(5)
+    expected = model.logits(images)
+    model.encoder.train()
+    statistics = {name: t.clone() for name, t in model.encoder.named_buffers()}
+    torch.testing.assert_close(model.logits(images), expected, atol=1e-5, rtol=0)
+    for name, tensor in model.encoder.named_buffers():
+        torch.testing.assert_close(tensor, statistics[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_no_forward_pass_is_larger_than_the_bound(
+    views: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, seen = made(size=8, views=views), []
+    forward = model.encoder.forward
+
+    def counted(x: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        return forward(x)
+
+    monkeypatch.setattr(model.encoder, "forward", counted)
+    n = INFERENCE_BATCH + 5
+    assert model.logits(pixels(n, size=8)).shape == (n, 3)
+    assert max(seen) <= INFERENCE_BATCH
+    assert sum(seen) == n * views
+
+
+def test_logits_are_the_mean_over_views_divided_by_the_temperature() -> None:
+    from handful import views
+
+    model, images = made(views=3, temperature=2.5), pixels(4)
+    x = images.float() / 255
+    with torch.inference_mode():
+        expected = torch.stack([model.head(model.encoder(v)) for v in views.test_views(x, 3)])
+    torch.testing.assert_close(model.logits(images), expected.mean(0) / 2.5)
+
+
+@given(seed=st.integers(0, 1000), temperature=st.floats(0.05, 20))
+@settings(max_examples=15, deadline=None)
+def test_probabilities_are_probabilities_and_agree_with_predict(
+    seed: int, temperature: float
+) -> None:
+    model, images = made(size=8, temperature=temperature), pixels(6, size=8, seed=seed)
+    probabilities = model.predict_proba(images)
+    assert probabilities.dtype == np.float64
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-12)
+    assert model.predict(images) == [NAMES[i] for i in probabilities.argmax(1)]
+
+
+def test_every_way_to_give_images_gives_the_same_answer(tmp_path: Path) -> None:
+    model, images = made(), pixels(3)
+    array = images[:, 0].numpy()  # (N, H, W)
+    frozen = array.copy()
+    frozen.setflags(write=False)
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for image, path in zip(array, paths, strict=True):
+        Image.fromarray(image).save(path)
+    expected = model.logits(images)
+    for other in (
+        ImageSet.of(images),
+        images.numpy(),
+        images[:, 0],
+        array,
+        frozen,
+        array[..., None],
+        array[:, ::-1][:, ::-1],
+        paths,
+        [str(path) for path in paths],
+        tuple(Image.fromarray(image) for image in array),
+    ):
+        torch.testing.assert_close(model.logits(other), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("layout", ["(N, 3, H, W)", "(N, H, W, 3)", "(N, H, W, 4)", "larger"])
+def test_other_sizes_and_channels_pass_through_the_preparation(layout: str) -> None:
+    model, images = made(), pixels(3)
+    colour = images.expand(-1, 3, -1, -1)
+    opaque = torch.full_like(images, 255)
+    other = {
+        "(N, 3, H, W)": colour,
+        "(N, H, W, 3)": colour.permute(0, 2, 3, 1),
+        "(N, H, W, 4)": torch.cat([colour, opaque], 1).permute(0, 2, 3, 1),
+        "larger": images.repeat_interleave(2, 2).repeat_interleave(2, 3),
+    }[layout]
+    found = model.logits(other)
+    assert found.shape == (3, 3)
+    if layout != "larger":
+        torch.testing.assert_close(found, model.logits(images), atol=1e-5, rtol=0)
+
+
+def test_grey_pictures_for_a_model_of_colour() -> None:
+    model, grey = made(channels=3, size=16), pixels(2, 1, 16)
+    torch.testing.assert_close(
+        model.logits(grey), model.logits(grey.expand(-1, 3, -1, -1)), atol=1e-5, rtol=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "reason"),
+    [
+        (np.zeros((2, 28, 28)), "uint8, 0 to 255, got float64"),
+        (torch.zeros(2, 28, 28), "uint8, 0 to 255, got float32"),
+        (np.zeros((28, 28), np.uint8), r"got \(28, 28\)"),
+        (np.zeros((2, 5, 28, 28), np.uint8), r"got \(2, 5, 28, 28\)"),
+        ("digit.png", "one str: put it into a list"),
+        (Path("digit.png"), "put it into a list"),
+        (Image.new("L", (28, 28)), "put it into a list"),
+        ([np.zeros((28, 28), np.uint8)], "paths or PIL images, not ndarray"),
+        (["/no/such/file.png"], "file.png"),
+        (7, "one int"),
+    ],
+)
+def test_what_is_no_image_is_one_clear_line(images: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason) as caught:
+        made().predict(images)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_images_give_no_answers() -> None:
+    model = made()
+    assert model.predict([]) == []
+    assert model.predict_proba(pixels(0)).shape == (0, 3)
+    assert model.embed(pixels(0)).shape == (0, model.encoder.dim)
+
+
+def test_embeddings_are_what_the_encoder_says_of_the_image_itself() -> None:
+    model, images = made(views=4), pixels(3)
+    with torch.inference_mode():
+        expected = model.encoder(images.float() / 255)
+    found = model.embed(images)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+
+
+def test_results_are_ordinary_tensors_that_gradients_may_follow() -> None:
+    logits = made().logits(pixels(2))
+    scale = torch.ones((), requires_grad=True)
+    (logits * scale).sum().backward()
+    assert scale.grad is not None
+
+
+@pytest.mark.parametrize("inside", ["", "model"])
+def test_load_gives_back_the_same_predictor(tmp_path: Path, inside: str) -> None:
+    model, images = made(views=2), pixels(5)
+    model.save(tmp_path / inside)
+    again = Predictor.load(tmp_path, device="cpu")
+    torch.testing.assert_close(again.logits(images), model.logits(images), atol=1e-6, rtol=0)
+    assert again.class_names == NAMES
+    assert again.preparation == model.preparation
+    assert again.network == NETWORK
+    assert (again.temperature, again.test_views) == (1.7, 2)
+    assert not any(path.suffix in (".pkl", ".pt", ".pth") for path in tmp_path.rglob("*"))
+
+
+def test_loading_leaves_global_randomness_alone(tmp_path: Path) -> None:
+    made().save(tmp_path)
+    before = torch.get_rng_state()
+    Predictor.load(tmp_path, device="cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def changed(folder: Path, **meta: Any) -> None:
+    tensors, old = checkpoints.load(folder)
+    kept = {key: value for key, value in (old | meta).items() if value is not None}
+    checkpoints.save(folder, tensors, kept)
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"class_names": ["a", "b"]},
+        {"class_names": None},
+        {"network": {"width": 8}},
+        {"network": {"breadth": 8}},
+        {"preparation": {"kind": "sepia", "size": 28, "channels": 1}},
+        {"preparation": {"kind": "digits"}},
+        {"temperature": None},
+    ],
+)
+def test_a_model_that_does_not_fit_together_is_one_clear_line(
+    tmp_path: Path, meta: dict[str, Any]
+) -> None:
+    made().save(tmp_path)
+    changed(tmp_path, **meta)
+    with pytest.raises(ValueError, match="is damaged") as caught:
+        Predictor.load(tmp_path, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such folder"):
+        Predictor.load(tmp_path / "none")
+    with pytest.raises(ValueError, match="expected the run folder of a finished"):
+        Predictor.load(tmp_path)
+
+
+def test_files_are_answered_in_order_and_the_unreadable_with_a_reason(tmp_path: Path) -> None:
+    model, images = made(), pixels(2)
+    paths = [tmp_path / name for name in ("z.png", "broken.png", "a.png", "missing.png")]
+    Image.fromarray(images[0, 0].numpy()).save(paths[0])
+    paths[1].write_bytes(b"not a picture")
+    Image.fromarray(images[1, 0].numpy()).save(paths[2])
+    answers = list(model.predict_files(paths))
+    assert [answer.path for answer in answers] == paths
+    assert [answer.error is None for answer in answers] == [True, False, True, False]
+    expected = model.predict_proba(images)
+    for answer, row in zip((answers[0], answers[2]), expected, strict=True):
+        assert [name for name, _ in answer.ranking] == [NAMES[i] for i in np.argsort(-row)]
+        np.testing.assert_allclose([p for _, p in answer.ranking], np.sort(row)[::-1], atol=1e-6)
+    assert answers[1].ranking == ()

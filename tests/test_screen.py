@@ -1,0 +1,142 @@
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from handful import screen
+from handful.predictor import Answer
+
+
+def rows(stage: str, steps: int, count: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "stage": stage,
+            "step": steps * (i + 1) // count,
+            "steps": steps,
+            "seconds": 0.1 * (i + 1),
+            "loss": 1 / (i + 1),
+            **({"validation_accuracy": 0.5} if i == 0 else {}),
+        }
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize(("steps", "count"), [(1000, 1000), (1000, 7), (3, 3), (1, 1)])
+def test_lines_are_few_and_end_with_the_last_step(
+    capsys: pytest.CaptureFixture[str], steps: int, count: int
+) -> None:
+    with screen.Lines() as progress:
+        for stage in ("pretext", "downstream"):
+            for row in rows(stage, steps, count):
+                progress.row(row)
+    lines = capsys.readouterr().err.splitlines()
+    for name in ("pretext task", "classifier"):
+        own = [line for line in lines if line.startswith(f"{name}: ")]
+        assert 1 <= len(own) <= screen.LINES
+        assert f"step {steps} of {steps}, loss {1 / count:.3f}" in own[-1]
+        assert "left" not in own[-1]
+        assert all("validation accuracy 50.00 %" in line for line in own)
+
+
+def test_time_left_is_in_proportion(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.monotonic", lambda: 1000.0)
+    progress = screen.Lines()
+    row = {"stage": "pretext", "step": 25, "steps": 100, "seconds": 30.0, "loss": 1.0}
+    progress.row(row)
+    assert capsys.readouterr().err.endswith(", 1 min 30 s left\n")
+
+
+def test_bars_finish_where_a_stage_stops_early() -> None:
+    with screen.Bars() as progress:
+        progress.say("a line with [brackets]")
+        for row in rows("selection", 100, 10)[:4]:
+            progress.row(row)
+        progress.row(rows("downstream", 40, 1)[0])
+    assert [(task.completed, task.total) for task in progress.bars.tasks] == [(40, 40), (40, 40)]
+    assert [task.fields["figures"] for task in progress.bars.tasks] == [
+        "loss 0.250, validation accuracy 50.00 %",
+        "loss 1.000, validation accuracy 50.00 %",
+    ]
+
+
+def test_which_progress_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert type(screen.progress(quiet=False)) is screen.Lines
+    assert type(screen.progress(quiet=True)) is screen.Progress
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    assert type(screen.progress(quiet=False)) is screen.Bars
+    monkeypatch.setenv("TERM", "dumb")
+    assert type(screen.progress(quiet=False)) is screen.Lines
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "0 s"), (59.6, "1 min 0 s"), (252, "4 min 12 s"), (7320, "2 h 2 min")],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert screen.duration(seconds) == text
+
+
+def test_the_end_of_a_run_shows_what_there_is() -> None:
+    summary = {
+        "test_accuracy": 0.985,
+        "test_interval": [0.982, 0.987],
+        "test_images": 10_000,
+        "test_of": "official test set",
+        "control_test_accuracy": 0.98,
+        "control_interval": [0.977, 0.983],
+        "control_difference": {"difference": -0.005, "interval": [-0.008, 0.001]},
+        "validation_accuracy": None,
+        "seconds": 250.0,
+    }
+    text = screen.run(summary, "runs/demo/report.html")
+    assert "98.50 %  (95 % interval 98.20 to 98.70, 10,000 images)  official test set" in text
+    assert "98.00 %  (95 % interval 97.70 to 98.30)" in text
+    assert "-0.50 points  (95 % interval -0.80 to +0.10)" in text
+    assert "4 min 10 s" in text
+    assert "runs/demo/report.html" in text
+    assert "validation" not in text
+    bare = screen.run({"test_accuracy": None}, "r.html")
+    assert bare.split() == ["report", "r.html"]
+
+
+def test_an_evaluation_has_a_line_a_class() -> None:
+    found = {
+        "accuracy": 0.75,
+        "interval": [0.5, 0.9],
+        "images": 4,
+        "ece": 0.1,
+        "class_names": ["cat", "dog"],
+        "per_class": [
+            {"images": 2, "precision": 1.0, "recall": 0.5, "f1": 2 / 3},
+            {"images": 2, "precision": 2 / 3, "recall": 1.0, "f1": 0.8},
+        ],
+    }
+    lines = screen.evaluation(found).splitlines()
+    assert lines[-2].split() == "cat 2 100.00 % 50.00 % 66.67 %".split()
+    assert lines[-1].split() == "dog 2 66.67 % 100.00 % 80.00 %".split()
+
+
+@pytest.mark.parametrize("show", [screen.answers, screen.answers_json, screen.answers_csv])
+def test_a_model_of_two_classes_has_fewer_candidates(
+    show: Callable[[list[Answer]], str],
+) -> None:
+    answers = [
+        Answer(Path("a.png"), (("cat", 0.75), ("dog", 0.25))),
+        Answer(Path("b.png"), error="the file is empty"),
+    ]
+    text = show(answers)
+    assert text == text.strip()
+    assert "cat" in text
+    assert "dog" in text
+    assert "the file is empty" in text
+    if show is screen.answers_json:
+        assert json.loads(text)[0]["candidates"] == [{"class": "dog", "probability": 0.25}]
+    if show is screen.answers_csv:
+        assert [line.count(",") for line in io.StringIO(text)] == [7, 7, 7]
