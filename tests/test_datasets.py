@@ -335,7 +335,7 @@ def test_fetching_writes_the_official_files(
     stored = {name: idx.read_idx(mnist_dir / f"{name}.gz") for name in idx.MNIST_SHA256}
     train, train_labels, test, test_labels = stored.values()
     sent = SimpleNamespace(
-        data=np.concatenate([train, test]).reshape(70_000, 784).astype(np.int64),
+        data=np.concatenate([train, test]).reshape(70_000, 784).astype(np.int16),
         target=np.concatenate([train_labels, test_labels]).astype(str).astype(object),
     )
     monkeypatch.setattr("sklearn.datasets.fetch_openml", lambda *_, **__: sent)
@@ -356,6 +356,9 @@ def test_fetching_without_internet_says_so(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("sklearn.datasets.fetch_openml", unreachable)
     with pytest.raises(ValueError, match="is there internet"):
         fetch_mnist(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="cannot make the folder"):
+        fetch_mnist(tmp_path / "file")
 
 
 def test_official_files_are_not_fetched_again(

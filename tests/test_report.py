@@ -40,7 +40,7 @@ def answers(n: int, classes: int, rng: np.random.Generator) -> tuple[np.ndarray,
     """Probabilities float32 (n, classes) of a classifier that is mostly right, and the truth."""
     labels = rng.integers(0, classes, n)
     logits = rng.normal(0, 1, (n, classes))
-    logits[np.arange(n), labels] += rng.gamma(8, 1.2, n)
+    logits[np.arange(n), labels] += rng.gamma(4, 1.6, n)
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     return (p / p.sum(axis=1, keepdims=True)).astype(np.float32), labels.astype(np.int64)
 
@@ -173,3 +173,263 @@ def write_run(
     for name in without:
         (path / name).unlink(missing_ok=True)
     return path
+
+
+class Page(HTMLParser):
+    """What a reader gets from the page: its text, pictures, headings and table headers."""
+
+    VOID = frozenset({"meta", "img", "source", "br"})
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.html = path.read_text(encoding="utf-8")
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(self.html)
+        assert self.open == [], "an element is not closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+    @property
+    def sections(self) -> list[str | None]:
+        return [attrs["id"] for attrs in self.of("section") if "id" in attrs]
+
+
+ALL = [
+    "quote", "pipeline", "views", "curves", "maps", "confusion", "classes", "calibration",
+    "mistakes", "configuration", "again",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "demo", tests=600)
+
+
+@pytest.fixture(scope="module")
+def page(whole: Path) -> Page:
+    return Page(report.build(whole))
+
+
+def test_every_section_is_there_and_reached_from_the_top(page: Page) -> None:
+    assert page.sections == ALL
+    links = [attrs["href"] for attrs in page.of("a")]
+    assert links == [f"#{section}" for section in ALL]
+
+
+def test_every_figure_is_written_and_embedded_with_a_text(whole: Path, page: Page) -> None:
+    for name in FIGURES:
+        with Image.open(whole / "figures" / f"{name}.png") as image:
+            assert image.format == "PNG"
+    images = page.of("img")
+    assert len(images) == len(FIGURES)
+    for attrs in images:
+        assert len(attrs["alt"] or "") > 40
+        assert re.match(r"data:image/(png|jpeg);base64,", attrs["src"] or "")
+        assert int(attrs["width"] or 0) > 300
+    assert len(page.of("source")) == 5
+
+
+def test_the_page_is_one_file_that_asks_for_nothing(whole: Path, page: Page) -> None:
+    assert not page.of("script") + page.of("link") + page.of("iframe")
+    outside = re.sub(r"data:image/[a-z]+;base64,[A-Za-z0-9+/=]+", "", page.html)
+    assert "http" not in outside
+    assert "url(" not in outside
+    assert "@import" not in outside
+    assert (whole / "report.html").stat().st_size < 3_000_000
+
+
+def test_the_page_is_built_for_screen_readers(page: Page) -> None:
+    assert page.of("html")[0]["lang"] == "en"
+    assert len(page.of("h1")) == 1
+    assert all(attrs.get("scope") in ("row", "col") for attrs in page.of("th"))
+    ids = {attrs["id"] for attrs in page.of("h2")}
+    assert {attrs["aria-labelledby"] for attrs in page.of("section") if "id" in attrs} == ids
+
+
+def test_the_headline_has_interval_control_and_difference(tmp_path: Path) -> None:
+    run = write_run(
+        tmp_path / "run", tests=60, test_accuracy=0.9862, test_interval=[0.9837, 0.9883],
+        test_images=10_000, control_test_accuracy=0.981, control_interval=[0.9781, 0.9835],
+        control_difference={"difference": 0.0052, "interval": [0.0031, 0.0073]},
+    )  # fmt: skip
+    text = Page(report.build(run)).text
+    assert "98.62 % 95 % interval 98.37–98.83 % 10,000 images: official test set" in text
+    assert "Control: without pretraining 98.10 % 95 % interval 97.81–98.35 %" in text
+    assert (
+        "Pretraining helped: +0.52 percentage points against the control, image by image "
+        "(95 % interval +0.31 to +0.73)." in text
+    )
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [
+        ([0.001, 0.01], "helped"),
+        ([-0.01, -0.001], "hurt"),
+        ([-0.001, 0.01], "made no measurable difference"),
+        ([0.0, 0.01], "made no measurable difference"),
+    ],
+)
+def test_the_verdict_follows_the_interval(
+    tmp_path: Path, interval: list[float], verdict: str
+) -> None:
+    difference = {"difference": sum(interval) / 2, "interval": interval}
+    run = write_run(tmp_path / "run", tests=20, without=EVERY_ARRAY, control_difference=difference)
+    text = Page(report.build(run)).text
+    assert [word for word in VERDICTS if f"Pretraining {word}:" in text] == [verdict]
+
+
+def test_the_validation_figure_says_whose_it_is_and_how_little_it_says(page: Page) -> None:
+    assert "belongs to: the selection model, trained on 80 % of the labels." in page.text
+    assert "With 100 of them, one image more or less moves it by 1.0 points" in page.text
+    assert "anywhere from 93.0 % to 99.5 %" in page.text
+    assert "The test images took part in no decision." in page.text
+
+
+def test_a_development_run_claims_no_test(tmp_path: Path) -> None:
+    run = write_run(
+        tmp_path / "run", tests=20, without=EVERY_ARRAY, dev=True, test_of="development images"
+    )
+    text = Page(report.build(run)).text
+    assert "the test set was not opened" in text
+    assert "Test accuracy" not in text
+    assert "took part in no decision" not in text
+
+
+@pytest.mark.parametrize(
+    ("gone", "sections"),
+    [
+        (("pipeline_image", "metrics.jsonl", "map_xy"), {"pipeline", "curves", "maps"}),
+        (("gallery_views", "mistakes_images"), {"views", "mistakes"}),
+        (("test_probabilities", "map_labels"), {"calibration", "mistakes", "maps"}),
+    ],
+)
+def test_what_is_missing_is_left_out(
+    tmp_path: Path, gone: tuple[str, ...], sections: set[str]
+) -> None:
+    run = write_run(tmp_path / "run", tests=60, without=gone)
+    assert set(ALL) - set(Page(report.build(run)).sections) == sections
+
+
+def test_without_pretext_the_pipeline_is_drawn_as_far_as_it_went(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", tests=20, without=("pipeline_h", "pipeline_z"))
+    assert "pipeline" in Page(report.build(run)).sections
+
+
+def test_nulls_everywhere_leave_a_page(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", tests=20, without=("metrics.jsonl", *EVERY_ARRAY))
+    nothing = dict.fromkeys(json.loads((run / "summary.json").read_text()))
+    (run / "summary.json").write_text(json.dumps(nothing | {"recipe": "demo"}))
+    page = Page(report.build(run))
+    assert page.sections == ["configuration", "again"]
+    assert "No accuracy has been measured" in page.text
+    assert "None" not in page.text
+
+
+def test_a_run_that_was_stopped_shows_what_it_has(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", without=("summary.json", *EVERY_ARRAY))
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"stage": "pretext", "st')
+    page = Page(report.build(run))
+    assert page.sections == ["curves", "configuration", "again"]
+    assert "This run has not ended" in page.text
+
+
+def test_drawing_and_writing_apart_is_building(whole: Path, page: Page) -> None:
+    summary = json.loads((whole / "summary.json").read_text(encoding="utf-8"))
+    report.draw(whole)
+    assert Page(report.write(whole, summary)).html == page.html
+
+
+def test_figures_before_the_summary_have_the_names_of_the_model(
+    tmp_path: Path, whole: Path
+) -> None:
+    report.build(whole)
+    early = write_run(tmp_path / "early", tests=600, without=("summary.json",))
+    (early / "model").mkdir()
+    (early / "model" / "model.json").write_text(json.dumps({"class_names": list(DIGITS)}))
+    report.draw(early)
+    for name in FIGURES:
+        path = Path("figures") / f"{name}.png"
+        assert (early / path).read_bytes() == (whole / path).read_bytes()
+
+
+def test_figures_that_no_longer_hold_are_removed(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", tests=60)
+    report.build(run)
+    (run / "figures" / "arrays.npz").unlink()
+    report.build(run)
+    left = {path.stem for path in (run / "figures").glob("**/*.png")}
+    assert left == {"curves", "confusion"}
+
+
+def test_names_from_outside_are_text_and_nothing_else(tmp_path: Path) -> None:
+    bad = ("<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "a $\\frac$ b", "猫")
+    run = write_run(tmp_path / bad[0].replace("/", "_"), bad, tests=60, source=bad[1])
+    page = Page(report.build(run))
+    assert not page.of("script")
+    assert len(page.of("img")) == len(FIGURES)
+    assert all("onerror" not in attrs for attrs in page.of("img"))
+    assert all(name in page.text for name in bad)
+
+
+def test_many_classes_long_names_and_colour_fit(tmp_path: Path) -> None:
+    names = [f"species_{k}_of_a_very_long_name" for k in range(30)]
+    run = write_run(tmp_path / "run", names, size=96, channels=3, tests=900)
+    page = Page(report.build(run))
+    assert page.sections == ALL
+    assert "#29" in page.text
+    assert (run / "report.html").stat().st_size < 3_000_000
+
+
+def test_the_command_repeats_the_run(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "my run", tests=20, without=EVERY_ARRAY)
+    text = Page(report.build(run)).text
+    assert "handful train mnist50 --config 'my run/config.toml' --out 'my run-again'" in text
+
+
+def test_settings_and_versions_are_listed(page: Page) -> None:
+    assert re.search(r"torch\s+2\.13\.0", page.text)
+    assert re.search(r"pretext\.views\s+rotation\s+15", page.text)
+    assert re.search(r"per_class\s+auto", page.text)
+
+
+@pytest.mark.parametrize("name", ["summary.json", "figures/arrays.npz"])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
+    run = write_run(tmp_path / "run", tests=20)
+    (run / name).write_bytes(b"{not this")
+    with pytest.raises(ValueError, match=Path(name).name) as caught:
+        report.build(run)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no run folder"):
+        report.build(tmp_path)
+
+
+VERDICTS = ("helped", "hurt", "made no measurable difference")
+EVERY_ARRAY = (
+    "gallery_originals", "gallery_views", "pipeline_image", "pipeline_views", "pipeline_h",
+    "pipeline_z", "map_h", "map_xy", "map_xy_before", "map_labels", "test_probabilities",
+    "test_labels", "mistakes_images", "mistakes_index",
+)  # fmt: skip

@@ -37,19 +37,14 @@ def test_lines_are_few_and_end_with_the_last_step(
     for name in ("pretext task", "classifier"):
         own = [line for line in lines if line.startswith(f"{name}: ")]
         assert 1 <= len(own) <= screen.LINES
-        assert f"step {steps} of {steps}, loss {1 / count:.3f}" in own[-1]
-        assert "left" not in own[-1]
-        assert all("validation accuracy 50.00 %" in line for line in own)
+        assert f"step {steps} of {steps}, loss {1 / count:.3f}, correct 50.0 %, took" in own[-1]
+        assert all(line.endswith(" left") for line in own[:-1])
 
 
-def test_time_left_is_in_proportion(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("time.monotonic", lambda: 1000.0)
-    progress = screen.Lines()
+def test_time_left_is_in_proportion(capsys: pytest.CaptureFixture[str]) -> None:
     row = {"stage": "pretext", "step": 25, "steps": 100, "seconds": 30.0, "loss": 1.0}
-    progress.row(row)
-    assert capsys.readouterr().err.endswith(", 1 min 30 s left\n")
+    screen.Lines().row(row)
+    assert capsys.readouterr().err.endswith("loss 1.000, 1 min 30 s left\n")
 
 
 def test_bars_finish_where_a_stage_stops_early() -> None:
@@ -60,9 +55,10 @@ def test_bars_finish_where_a_stage_stops_early() -> None:
         progress.row(rows("downstream", 40, 1)[0])
     assert [(task.completed, task.total) for task in progress.bars.tasks] == [(40, 40), (40, 40)]
     assert [task.fields["figures"] for task in progress.bars.tasks] == [
-        "loss 0.250, validation accuracy 50.00 %",
-        "loss 1.000, validation accuracy 50.00 %",
+        "loss 0.250, correct 50.0 %",
+        "loss 1.000, correct 50.0 %",
     ]
+    assert [task.fields["time"] for task in progress.bars.tasks] == ["took 0 s", "took 0 s"]
 
 
 def test_which_progress_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,27 +79,40 @@ def test_duration(seconds: float, text: str) -> None:
     assert screen.duration(seconds) == text
 
 
-def test_the_end_of_a_run_shows_what_there_is() -> None:
-    summary = {
-        "test_accuracy": 0.985,
-        "test_interval": [0.982, 0.987],
-        "test_images": 10_000,
-        "test_of": "official test set",
-        "control_test_accuracy": 0.98,
-        "control_interval": [0.977, 0.983],
-        "control_difference": {"difference": -0.005, "interval": [-0.008, 0.001]},
-        "validation_accuracy": None,
-        "seconds": 250.0,
-    }
-    text = screen.run(summary, "runs/demo/report.html")
+SUMMARY = {
+    "test_accuracy": 0.985,
+    "test_interval": [0.982, 0.987],
+    "test_images": 10_000,
+    "test_of": "official test set",
+    "validation_accuracy": None,
+    "control_test_accuracy": 0.98,
+    "control_interval": [0.977, 0.983],
+    "control_difference": {"difference": -0.005, "interval": [-0.008, 0.001]},
+    "seconds": 250.0,
+}
+
+
+def test_the_end_of_a_run_with_a_control() -> None:
+    text = screen.run(SUMMARY, "runs/demo/report.html")
     assert "98.50 %  (95 % interval 98.20 to 98.70, 10,000 images)  official test set" in text
     assert "98.00 %  (95 % interval 97.70 to 98.30)" in text
     assert "-0.50 points  (95 % interval -0.80 to +0.10)" in text
     assert "4 min 10 s" in text
     assert "runs/demo/report.html" in text
     assert "validation" not in text
-    bare = screen.run({"test_accuracy": None}, "r.html")
-    assert bare.split() == ["report", "r.html"]
+
+
+def test_the_end_of_a_run_without_a_test_split_shows_what_there_is() -> None:
+    validation = {
+        "validation_accuracy": 0.9,
+        "validation_interval": [0.8, 0.95],
+        "validation_images": 60,
+        "validation_of": "the model itself",
+    }
+    nothing = {"test_accuracy": None, "control_test_accuracy": None}
+    lines = screen.run(SUMMARY | nothing | validation, "r.html").splitlines()
+    assert [line.split()[0] for line in lines] == ["validation", "time", "report"]
+    assert "90.00 %  (95 % interval 80.00 to 95.00, 60 images)  the model itself" in lines[0]
 
 
 def test_an_evaluation_has_a_line_a_class() -> None:
@@ -111,6 +120,8 @@ def test_an_evaluation_has_a_line_a_class() -> None:
         "accuracy": 0.75,
         "interval": [0.5, 0.9],
         "images": 4,
+        "nll": 0.5,
+        "brier": 0.3,
         "ece": 0.1,
         "class_names": ["cat", "dog"],
         "per_class": [
@@ -119,8 +130,9 @@ def test_an_evaluation_has_a_line_a_class() -> None:
         ],
     }
     lines = screen.evaluation(found).splitlines()
-    assert lines[-2].split() == "cat 2 100.00 % 50.00 % 66.67 %".split()
-    assert lines[-1].split() == "dog 2 66.67 % 100.00 % 80.00 %".split()
+    assert "75.00 %  (95 % interval 50.00 to 90.00, 4 images)" in lines[0]
+    assert lines[-2].split() == ["cat", "2", "100.00", "%", "50.00", "%", "66.67", "%"]
+    assert lines[-1].split() == ["dog", "2", "66.67", "%", "100.00", "%", "80.00", "%"]
 
 
 @pytest.mark.parametrize("show", [screen.answers, screen.answers_json, screen.answers_csv])

@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +19,9 @@ from handful import screen
 
 if TYPE_CHECKING:
     from handful.config import RunConfig
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+"""What PyTorch says on a GPU, and on the CPU by operating system."""
 
 app = typer.Typer(
     name="handful",
@@ -141,6 +143,8 @@ def train(
         "device": device,
     }
     given = {key: value for key, value in options.items() if value is not None}
+    from handful.recipes import compose
+
     settings = compose(source, recipe, config, given, assignments or [])
     place = out or default_out(settings)
     with screen.progress(quiet) as progress:
@@ -176,7 +180,7 @@ def evaluate(
 def predict(
     run: Run,
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILES…", help="Images, or folders of images.")
+        list[Path], typer.Argument(metavar="FILES", help="Images, or folders of images.")
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
@@ -254,49 +258,6 @@ def show_version() -> None:
     typer.echo(f"handful {__version__}")
 
 
-def compose(
-    source: str,
-    recipe: str | None,
-    file: Path | None,
-    options: Mapping[str, Any],
-    assignments: Sequence[str],
-) -> RunConfig:
-    """The configuration that a command line asks for.
-
-    The recipe, over it `file`, over that the options (dotted keys), over that each --set. A file
-    with every setting, such as a run's config.toml, stands alone: what it leaves out is unset.
-    """
-    from handful.config import RunConfig, assignment
-    from handful.recipes import recipe_for
-
-    laid = dict(_flat(_read_toml(file))) if file else {}
-    named = laid.get("recipe")
-    if recipe and named and recipe != named:
-        raise ValueError(f"--recipe {recipe} contradicts recipe = {named} in {file}: leave one out")
-    complete = dict(_flat(RunConfig().model_dump(exclude_none=True))).keys() <= laid.keys()
-    base = RunConfig() if complete else recipe_for(source, recipe or (named and str(named)))
-    changes = {**laid, "data.source": source, **options}
-    return base.updated(changes | dict(map(assignment, assignments)))
-
-
-def _read_toml(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"cannot read --config {file}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {file} is no TOML: {error}") from None
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested tables as dotted keys."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
 def default_out(settings: RunConfig) -> Path:
     source = settings.data.source
     name = source if source == "mnist50" else Path(source).resolve().name
@@ -363,7 +324,7 @@ def explanation(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+    if isinstance(error, MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY):
         return (
             "out of memory: take smaller batches (--set pretext.batch_size=64), "
             "smaller images (--set data.size=32) or --device cpu"

@@ -189,7 +189,7 @@ class RunConfig(Frozen):
 
     def differences(self, other: RunConfig) -> dict[str, tuple[Any, Any]]:
         """Dotted keys whose values differ: ours, theirs. The device is no part of a result."""
-        mine, theirs = _flat(self.model_dump()), _flat(other.model_dump())
+        mine, theirs = flat(self.model_dump()), flat(other.model_dump())
         return {
             key: (mine[key], theirs[key])
             for key in mine
@@ -197,18 +197,19 @@ class RunConfig(Frozen):
         }
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values as dotted keys."""
+    values: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            values |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            values[f"{prefix}{key}"] = value
+    return values
 
 
 def _keys(tree: Mapping[str, Any]) -> list[str]:
-    return list(_flat(tree))
+    return list(flat(tree))
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:
@@ -232,13 +233,22 @@ def parse(tree: Mapping[str, Any]) -> RunConfig:
         raise ValueError(f"{key} = {first['input']!r}: {message}") from None
 
 
-def load(path: Path) -> RunConfig:
-    """The configuration in a TOML file. Raises ValueError naming the file."""
+def read_toml(path: Path) -> dict[str, Any]:
+    """The nested values in a TOML file. Raises ValueError naming the file."""
     try:
-        return parse(tomllib.loads(path.read_text(encoding="utf-8")))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValueError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no TOML: {error}") from None
+
+
+def load(path: Path) -> RunConfig:
+    """The configuration in a TOML file. Raises ValueError naming the file."""
+    tree = read_toml(path)
+    try:
+        return parse(tree)
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 

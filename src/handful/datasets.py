@@ -112,8 +112,11 @@ def fetch_mnist(out: Path) -> None:
     for (name, digest), array in zip(idx.MNIST_SHA256.items(), parts, strict=True):
         if idx.sha256(array) != digest:
             raise ValueError(f"what OpenML sent is not the official {name}: try again later")
-    for name, array in zip(idx.MNIST_SHA256, parts, strict=True):
-        idx.write_idx(out / f"{name}.gz", array)
+    try:
+        for name, array in zip(idx.MNIST_SHA256, parts, strict=True):
+            idx.write_idx(out / f"{name}.gz", array)
+    except OSError as error:
+        raise ValueError(f"cannot write into {out}: {error.strerror}") from None
 
 
 def _is_official(path: Path, digest: str) -> bool:

@@ -1,32 +1,24 @@
-"""The only assembler of commands: a configuration becomes a run folder."""
+"""The assembler of commands: a configuration becomes a run folder."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from handful import checkpoints, datasets, devices, exhibits, maps, metrics, networks, report, runs
-from handful.config import DownstreamConfig, RunConfig
-from handful.datasets import Dataset
+from handful import datasets, devices, exhibits, maps, metrics, networks, report, runs, stages
+from handful.config import RunConfig
 from handful.exhibits import Arrays
-from handful.finetune import finetune
 from handful.images import ImageSet
-from handful.networks import Encoder, ProjectionHead, classifier_head
-from handful.partition import Partition, partition
+from handful.networks import Encoder, ProjectionHead
+from handful.partition import partition
 from handful.predictor import Predictor
-from handful.pretrain import pretrain
 from handful.recipes import recipe_for, sized
-
-Row = dict[str, Any]
+from handful.stages import Row, Session, Trained
 
 
 class Run(NamedTuple):
@@ -38,45 +30,6 @@ class Run(NamedTuple):
     @property
     def report(self) -> Path:
         return runs.RunFolder(self.path).report
-
-
-class Trained(NamedTuple):
-    """A classifier on its encoder, what chose its length, and what that cost."""
-
-    encoder: Encoder
-    classifier: nn.Linear
-    temperature: float
-    validation: metrics.Report | None
-    step: int
-    encoded: int
-    """Images that passed the encoder in training, the choice of the length included."""
-
-
-@dataclass
-class Session:
-    """One run while it works: what every stage needs, and what is measured on the way."""
-
-    config: RunConfig
-    device: torch.device
-    dataset: Dataset
-    parts: Partition
-    folder: runs.RunFolder
-    show: Callable[[Row], None]
-    say: Callable[[str], None]
-    stages: dict[str, float] = field(default_factory=dict)
-
-    def on_row(self, row: Row) -> None:
-        self.folder.append(row)
-        self.show(row)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.stages[name] = time.perf_counter() - began
-
-    def generator(self, stage: str) -> torch.Generator:
-        return devices.generator(self.config.seed, stage)
 
 
 def train(
@@ -126,11 +79,10 @@ def run(
     if isinstance(claimed, dict):
         say(f"{out} is complete: nothing to do")
         return Run(out, claimed)
-    session = Session(
-        config, device, dataset, parts, claimed, on_row or (lambda row: None), say
-    )
+    session = Session(config, device, dataset, parts, claimed, on_row or (lambda row: None), say)
     summary, arrays = _carry_out(session)
     claimed.write_arrays(arrays)
+    say("writing the report")
     with session.stage("report"):
         report.draw(out)
     summary |= {"stages": session.stages, "seconds": time.time() - began}
@@ -142,204 +94,30 @@ def run(
 def _carry_out(session: Session) -> tuple[dict[str, Any], Arrays]:
     """All stages in their order: the summary, and the arrays that figures are drawn from."""
     config, parts = session.config, session.parts
-    encoder, head = _networks(session)
+    encoder, head = stages.fresh_networks(session)
     _announce(session, encoder)
     untrained = deepcopy(encoder)
-    seen = _pretext(session, encoder, head)
-    trained = _classifier(session, encoder, config.downstream)
-    predictor = _predictor(session, trained)
+    seen = stages.pretext_task(session, encoder, head)
+    trained = stages.train_classifier(session, encoder, config.downstream)
+    predictor = stages.predictor_of(session, trained)
     summary = _described(session, trained, seen)
     arrays = _pictures(session, encoder, head) if seen else {}
     if parts.test is not None:
+        session.say(f"scoring {len(parts.test):,} test images")
         with session.stage("test"):
-            found, shown, right = _tested(session, predictor, parts.test)
+            found, shown, right = stages.score(session, predictor, parts.test)
         summary, arrays = summary | found, arrays | shown
         if config.control and seen:
-            summary |= _control(session, untrained, seen, right)
+            summary |= stages.control(session, untrained, seen, right)
             summary["images_through_encoder"]["control"] = summary.pop("control_images")
         if config.tsne:
+            session.say("drawing maps of the representation")
             with session.stage("maps"):
                 arrays |= _maps(session, parts.test, untrained, trained.encoder)
     if len(parts.everything) > len(parts.final):
-        predictor = _kept(session, encoder, trained)
+        predictor = stages.kept(session, encoder, trained)
     predictor.save(session.folder.model)
     return summary, arrays
-
-
-def _networks(session: Session) -> tuple[Encoder, ProjectionHead]:
-    """Encoder and projection head with first weights that depend on the seed alone."""
-    images, config = session.parts.pretext, session.config.network
-    with _seeded(session.generator("weights")):
-        encoder = Encoder(images.channels, images.size[0], config)
-        head = ProjectionHead(encoder.dim, config)
-    encoder.normalise_to(session.parts.final.images)
-    return encoder.to(session.device), head.to(session.device)
-
-
-@contextmanager
-def _seeded(generator: torch.Generator) -> Iterator[None]:
-    """PyTorch's layers draw their first weights from global randomness: lend it, give it back."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator.initial_seed())
-        yield
-
-
-def _pretext(session: Session, encoder: Encoder, head: ProjectionHead) -> int:
-    """Images that passed the encoder in the pretext task."""
-    config = session.config.pretext
-    if not config.steps:
-        return 0
-    with session.stage("pretext"):
-        encoded = pretrain(
-            encoder,
-            head,
-            session.parts.pretext,
-            config,
-            generator=session.generator("pretext"),
-            validation=session.parts.validation,
-            on_row=session.on_row,
-        )
-    meta = {"holds": "encoder and projection head after the pretext task"}
-    weights = nn.ModuleDict({"encoder": encoder, "head": head}).state_dict()
-    checkpoints.save(session.folder.checkpoints / "pretext", weights, meta)
-    return encoded
-
-
-def _classifier(
-    session: Session,
-    encoder: Encoder,
-    config: DownstreamConfig,
-    choosing: str = "selection",
-    name: str = "downstream",
-) -> Trained:
-    """Choose the length on validation, then train on all labels for that length.
-
-    `encoder` is left as it is. choosing, name: what the two stages are called.
-    """
-    parts = session.parts
-    if parts.validation is None:
-        return _fitted(session, encoder, parts.final, config, name)
-    choosing = choosing if config.refit else name
-    chosen = _fitted(session, encoder, parts.fit, config, choosing, validation=parts.validation)
-    if not config.refit:
-        return chosen
-    last = _fitted(session, encoder, parts.final, config, name, stop_at=chosen.step)
-    return last._replace(
-        temperature=chosen.temperature,
-        validation=chosen.validation,
-        encoded=chosen.encoded + last.encoded,
-    )
-
-
-def _fitted(
-    session: Session,
-    encoder: Encoder,
-    images: ImageSet,
-    config: DownstreamConfig,
-    stage: str,
-    *,
-    validation: ImageSet | None = None,
-    stop_at: int | None = None,
-) -> Trained:
-    """One downstream training from a copy of `encoder`."""
-    encoder = deepcopy(encoder)
-    with _seeded(session.generator("classifier")):
-        classifier = classifier_head(encoder.dim, len(images.class_names)).to(session.device)
-    with session.stage(stage):
-        length = finetune(
-            encoder,
-            classifier,
-            images,
-            config,
-            generator=session.generator(stage),
-            stage=stage,
-            validation=validation,
-            stop_at=stop_at,
-            on_row=session.on_row,
-        )
-    trained = Trained(encoder, classifier, 1.0, None, length.step, length.encoded)
-    if validation is None:
-        return trained
-    logits = _predictor(session, trained).logits(validation)
-    temperature = metrics.fit_temperature(logits, validation.labels)
-    scored = metrics.evaluate(logits / temperature, validation.labels)
-    return trained._replace(temperature=temperature, validation=scored)
-
-
-def _predictor(session: Session, trained: Trained) -> Predictor:
-    return Predictor(
-        trained.encoder,
-        trained.classifier,
-        session.parts.final.class_names,
-        session.dataset.preparation,
-        session.config.network,
-        trained.temperature,
-        session.config.test_views,
-    )
-
-
-def _tested(
-    session: Session, predictor: Predictor, test: ImageSet
-) -> tuple[dict[str, Any], Arrays, Tensor]:
-    """Open the test images, once: figures, arrays, and which answers are right, bool (T,)."""
-    logits = predictor.logits(test)
-    found = metrics.evaluate(logits, test.labels)
-    probabilities = logits.double().softmax(1)
-    session.folder.write_predictions(test, probabilities.numpy())
-    right = logits.argmax(1) == test.labels
-    single = right
-    if predictor.test_views > 1:
-        once = networks.classify(predictor.encoder, predictor.head, test.images)
-        single = once.argmax(1).cpu() == test.labels
-    named = [
-        {"name": name, **row} for name, row in zip(test.class_names, found.per_class, strict=True)
-    ]
-    summary = {
-        "test_accuracy": found.accuracy,
-        "test_interval": found.interval,
-        "test_images": found.images,
-        "test_accuracy_single_view": float(single.float().mean()),
-        "calibration": {
-            "temperature": predictor.temperature,
-            "ece": found.ece,
-            "nll": found.nll,
-            "brier": found.brier,
-        },
-        "per_class_report": named,
-        "confusion": found.confusion,
-    }
-    return summary, exhibits.mistakes(test, probabilities), right
-
-
-def _control(session: Session, untrained: Encoder, seen: int, right: Tensor) -> dict[str, Any]:
-    """The same network and views without the pretext task, for as many images more.
-
-    seen: images that the pretext task passed through the encoder. right: bool (T,), ours.
-    """
-    config, test = session.config.downstream, session.parts.test
-    assert test is not None and config.steps is not None
-    more = round(seen / min(config.batch_size, len(session.parts.final)))
-    longer = config.model_copy(update={"steps": config.steps + more, "train_encoder": True})
-    trained = _classifier(session, untrained, longer, "control-selection", "control")
-    logits = _predictor(session, trained).logits(test)
-    found = metrics.evaluate(logits, test.labels)
-    difference, low, high = metrics.paired_difference(right, logits.argmax(1) == test.labels)
-    validation = trained.validation
-    return {
-        "control_test_accuracy": found.accuracy,
-        "control_interval": found.interval,
-        "control_validation_accuracy": validation.accuracy if validation else None,
-        "control_difference": {"difference": difference, "interval": [low, high]},
-        "control_images": trained.encoded,
-    }
-
-
-def _kept(session: Session, encoder: Encoder, tested: Trained) -> Predictor:
-    """What stays when the test images came out of the labelled ones: trained on those as well."""
-    images = session.parts.everything
-    config = session.config.downstream
-    last = _fitted(session, encoder, images, config, "keeping", stop_at=tested.step)
-    return _predictor(session, last._replace(temperature=tested.temperature))
 
 
 def _pictures(session: Session, encoder: Encoder, head: ProjectionHead) -> Arrays:

@@ -39,7 +39,7 @@ def write_idx(path: Path, array: Bytes) -> None:
     """Write a uint8 array as an idx file, all of it or nothing; gzipped where the name says .gz."""
     content = encode(array)
     if path.suffix == ".gz":
-        content = gzip.compress(content, mtime=0)
+        content = gzip.compress(content, 6, mtime=0)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(content)
     partial.replace(path)

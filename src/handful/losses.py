@@ -7,9 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def nt_xent(
-    z_a: Tensor, z_b: Tensor, temperature: float, sources: Tensor | None = None
-) -> Tensor:
+def nt_xent(z_a: Tensor, z_b: Tensor, temperature: float, sources: Tensor | None = None) -> Tensor:
     """NT-Xent, the normalised temperature-scaled cross-entropy: a scalar, the mean over 2N views.
 
     SimCLR (Chen et al. 2020), equation 1 and Algorithm 1: each view must tell its partner from all

@@ -42,7 +42,7 @@ class Map:
         plane = _Principal(self.h)
         if len(self.h) < FEWEST:
             return plane(h)[:, :2]
-        from openTSNE import TSNEEmbedding  # type: ignore[import-untyped]
+        from openTSNE import TSNEEmbedding
 
         affinities = _affinities(plane(self.h), seed=0)
         reference = TSNEEmbedding(
@@ -96,7 +96,8 @@ class _Principal:
 
 def _unit(h: Points) -> NDArray[np.float64]:
     wide = h.astype(np.float64)
-    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
+    length: NDArray[np.float64] = np.linalg.norm(wide, axis=1, keepdims=True)
+    return wide / np.maximum(length, 1e-12)
 
 
 def _affinities(reduced: Points, seed: int) -> Any:

@@ -48,7 +48,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float, float]:
     mean = math.fsum(values) / n
     if n == 1:
         return mean, math.nan, math.nan, math.nan
-    from scipy.special import stdtrit  # type: ignore[import-untyped]
+    from scipy.special import stdtrit
 
     sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
     half = float(stdtrit(n - 1, 0.975)) * sd / math.sqrt(n)
@@ -190,13 +190,18 @@ def _per_class(confusion: Tensor) -> list[dict[str, float]]:
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The T in [0.05, 20] for which logits / T have the lowest cross-entropy (Guo et al. 2017).
 
-    logits: float (N, Y). labels: int64 (N,). Cross-entropy is convex in 1 / T, so it has one
-    valley on the scale of log T, and golden-section search finds it.
+    logits: float (N, Y). labels: int64 (N,). Targets keep 1 / (N + 2) of their mass for the other
+    classes (as Platt 1999 does for two): N images that are all classified correctly would
+    otherwise ask for T → 0, certainty that N images cannot give. Cross-entropy is convex in 1 / T,
+    so it has one valley on the scale of log T, and golden-section search finds it.
     """
     logits = logits.detach().double()
+    n, classes = logits.shape
+    # PyTorch spreads the mass it takes over all classes, the true one included
+    doubt = min(1.0, classes / max(1, classes - 1) / (n + 2))
 
     def loss(log_t: float) -> float:
-        return float(F.cross_entropy(logits / math.exp(log_t), labels))
+        return float(F.cross_entropy(logits / math.exp(log_t), labels, label_smoothing=doubt))
 
     low, high = math.log(0.05), math.log(20.0)
     golden = (math.sqrt(5) - 1) / 2

@@ -104,8 +104,6 @@ def _pool(config: RunConfig, images: ImageSet, drawn: Tensor) -> ImageSet:
 
 
 def _test_of(config: RunConfig, dataset: Dataset) -> str:
-    if config.data.dev:
-        return "development images, taken from the training set"
     if dataset.test is not None:
-        return f"test images of {dataset.name}"
+        return dataset.test_of
     return f"{config.data.holdout:.0%} of the labelled images, held out"

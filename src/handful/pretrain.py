@@ -54,9 +54,7 @@ def pretrain(
         )
     device = encoder.mean.device
     network = nn.ModuleList([encoder, head])
-    chosen = optimizer(
-        [(network, config.learning_rate)], config.optimizer, config.weight_decay
-    )
+    chosen = optimizer([(network, config.learning_rate)], config.optimizer, config.weight_decay)
     averaged = average(network, config.ema)
     images, began = images.to(device), time.perf_counter()
     step = epoch = encoded = 0

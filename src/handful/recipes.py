@@ -6,7 +6,9 @@ draws that no tuning saw (docs/results.md).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from handful.config import (
@@ -15,6 +17,9 @@ from handful.config import (
     PretextConfig,
     RunConfig,
     ViewsConfig,
+    assignment,
+    flat,
+    read_toml,
 )
 
 if TYPE_CHECKING:
@@ -68,8 +73,8 @@ RECIPES: dict[str, Recipe] = {
             control=True,
             test_views=4,
             preset="digits",
-            pretext=PretextConfig(steps=150, batch_size=250, views=RICH_DIGITS),
-            downstream=DownstreamConfig(steps=300, views=MILD_DIGITS),
+            pretext=PretextConfig(loss="sup_con", steps=120, batch_size=250, views=RICH_DIGITS),
+            downstream=DownstreamConfig(steps=260, encoder_rate=0.3, views=MILD_DIGITS),
         ),
     ),
     "fast": Recipe(
@@ -82,8 +87,8 @@ RECIPES: dict[str, Recipe] = {
             tsne=False,
             preset="digits",
             data=DataConfig(validation=0.0),
-            pretext=PretextConfig(steps=30, batch_size=250, views=RICH_DIGITS),
-            downstream=DownstreamConfig(steps=200, views=MILD_DIGITS),
+            pretext=PretextConfig(loss="sup_con", steps=30, batch_size=250, views=RICH_DIGITS),
+            downstream=DownstreamConfig(steps=160, views=MILD_DIGITS),
         ),
     ),
     "course": Recipe(
@@ -99,7 +104,9 @@ RECIPES: dict[str, Recipe] = {
             preset="digits",
             data=DataConfig(copies=10),
             pretext=PretextConfig(steps=150, views=RICH_DIGITS),
-            downstream=DownstreamConfig(steps=400, refit=False, views=MILD_DIGITS),
+            downstream=DownstreamConfig(
+                steps=320, refit=False, encoder_rate=0.3, views=MILD_DIGITS
+            ),
         ),
     ),
     "standard": Recipe(
@@ -127,6 +134,28 @@ def recipe_for(source: str, name: str | None = None) -> RunConfig:
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(RECIPES)}"
         raise ValueError(f"unknown recipe {name}: {hint}")
     return RECIPES[name].config.updated({"data.source": source})
+
+
+def compose(
+    source: str,
+    recipe: str | None,
+    file: Path | None,
+    options: Mapping[str, Any],
+    assignments: Sequence[str],
+) -> RunConfig:
+    """The configuration that a command line asks for.
+
+    The recipe, over it `file`, over that the options (dotted keys), over that each --set. A file
+    with every setting, such as a run's config.toml, stands alone: what it leaves out is unset.
+    """
+    laid = flat(read_toml(file)) if file else {}
+    named = laid.get("recipe")
+    if recipe and named and recipe != named:
+        raise ValueError(f"--recipe {recipe} contradicts recipe = {named} in {file}: leave one out")
+    complete = flat(RunConfig().model_dump(exclude_none=True)).keys() <= laid.keys()
+    base = RunConfig() if complete else recipe_for(source, recipe or (named and str(named)))
+    changes = {**laid, "data.source": source, **options}
+    return base.updated(changes | dict(map(assignment, assignments)))
 
 
 FEWEST_VIEWS, MOST_VIEWS, VIEWS_PER_IMAGE = 30_000, 400_000, 150

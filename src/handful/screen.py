@@ -7,7 +7,6 @@ import io
 import json
 import os
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -21,9 +20,17 @@ STAGES = {
     "pretext": "pretext task",
     "selection": "choosing the length",
     "downstream": "classifier",
+    "keeping": "classifier, on all labels",
     "control-selection": "control: choosing the length",
     "control": "control: classifier",
 }
+FIGURES = {
+    "loss": "loss",
+    "validation_loss": "validation",
+    "validation_accuracy": "correct",
+    "knn_accuracy": "kNN",
+}
+"""What of a row is shown while a stage runs, and the short name of it."""
 CANDIDATES = 3
 """Classes that `predict` names for each file."""
 LINES = 10
@@ -63,28 +70,23 @@ class Lines(Progress):
 
     def __init__(self) -> None:
         self.stage = ""
-        self.began = time.monotonic()
-        self.figures = Figures()
-        self.tenths = 0
+        self.parts = 0
+        self.latest: dict[str, float] = {}
 
     def say(self, line: str) -> None:
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
 
     def row(self, row: Mapping[str, Any]) -> None:
-        now = time.monotonic()
         if row["stage"] != self.stage:
-            self.stage, self.tenths, self.figures = row["stage"], 0, Figures()
-            self.began = now - row.get("seconds", 0.0)
-        figures = self.figures.after(row)
-        done = row["step"] / max(1, row["steps"])
-        tenths = int(done * LINES)
-        if tenths > self.tenths:
-            self.tenths = tenths
-            left = (now - self.began) * (1 - done) / done
-            ending = f", {duration(left)} left" if done < 1 else ""
+            self.stage, self.parts, self.latest = row["stage"], 0, {}
+        self.latest |= _measured(row)
+        parts = LINES * row["step"] // max(1, row["steps"])
+        if parts > self.parts:
+            self.parts = parts
             name = STAGES.get(self.stage, self.stage)
-            self.say(f"{name}: step {row['step']} of {row['steps']}, {figures}{ending}")
+            step = f"step {row['step']} of {row['steps']}"
+            self.say(f"{name}: {step}, {_figures(self.latest)}, {_time(row)}")
 
 
 class Bars(Progress):
@@ -96,15 +98,15 @@ class Bars(Progress):
 
         self.bars = rich.Progress(
             rich.TextColumn("{task.description}", markup=False),
-            rich.BarColumn(bar_width=24),
+            rich.BarColumn(bar_width=20),
             rich.TaskProgressColumn(),
-            rich.TimeRemainingColumn(elapsed_when_finished=True),
+            rich.TextColumn("{task.fields[time]}", markup=False),
             rich.TextColumn("{task.fields[figures]}", markup=False),
             console=Console(stderr=True, highlight=False),
         )
-        self.stage = ""
         self.task: TaskID | None = None
-        self.figures = Figures()
+        self.last: Mapping[str, Any] = {}
+        self.latest: dict[str, float] = {}
 
     def __enter__(self) -> Self:
         self.bars.start()
@@ -124,35 +126,44 @@ class Bars(Progress):
         self.bars.console.print(line, markup=False, soft_wrap=True)
 
     def row(self, row: Mapping[str, Any]) -> None:
-        if row["stage"] != self.stage or self.task is None:
+        if self.task is None or row["stage"] != self.last["stage"]:
             self._finish()
-            self.stage, self.figures = row["stage"], Figures()
-            name = STAGES.get(self.stage, self.stage)
-            self.task = self.bars.add_task(name, total=row["steps"], figures="")
-        self.bars.update(self.task, completed=row["step"], figures=self.figures.after(row))
+            name = STAGES.get(row["stage"], row["stage"])
+            self.task = self.bars.add_task(name, total=row["steps"], time="", figures="")
+            self.latest = {}
+        self.last = row
+        self.latest |= _measured(row)
+        self.bars.update(
+            self.task, completed=row["step"], time=_time(row), figures=_figures(self.latest)
+        )
 
     def _finish(self) -> None:
         """Early stopping ends a stage before its planned length: its bar is full all the same."""
         if self.task is not None:
-            completed = self.bars.tasks[self.task].completed
-            self.bars.update(self.task, total=completed)
+            took = _time({**self.last, "steps": self.last["step"]})
+            self.bars.update(self.task, total=self.last["step"], time=took)
 
 
-class Figures:
-    """The latest value of each figure: validation is not measured in every row."""
+def _measured(row: Mapping[str, Any]) -> dict[str, float]:
+    """What a row measured: validation is not in every one."""
+    return {key: row[key] for key in FIGURES if row.get(key) is not None}
 
-    def __init__(self) -> None:
-        self.latest: dict[str, float] = {}
 
-    def after(self, row: Mapping[str, Any]) -> str:
-        wanted = ("loss", "validation_loss", "validation_accuracy", "knn_accuracy")
-        self.latest |= {key: row[key] for key in wanted if row.get(key) is not None}
-        return ", ".join(
-            f"{key.replace('_', ' ')} {percent(value)}"
-            if key.endswith("accuracy")
-            else f"{key.replace('_', ' ')} {value:.3f}"
-            for key, value in self.latest.items()
-        )
+def _figures(latest: Mapping[str, float]) -> str:
+    return ", ".join(
+        f"{FIGURES[key]} {100 * value:.1f} %"
+        if key.endswith("accuracy")
+        else f"{FIGURES[key]} {value:.3f}"
+        for key, value in latest.items()
+    )
+
+
+def _time(row: Mapping[str, Any]) -> str:
+    """What is left of a stage at the pace so far; once it is over, what it took."""
+    step, steps = row["step"], row["steps"]
+    if step >= steps:
+        return f"took {duration(row['seconds'])}"
+    return f"{duration(row['seconds'] * (steps - step) / step)} left"
 
 
 def percent(share: float) -> str:
@@ -185,57 +196,36 @@ def accuracy(share: float, interval: Sequence[float], images: int | None = None)
 def run(summary: Mapping[str, Any], report: str) -> str:
     """The end of `train`: what came out, how sure that is, what it cost."""
     rows: list[tuple[str, str]] = []
-    if summary.get("test_accuracy") is not None:
-        rows += _measured(summary, "test", summary.get("test_of"))
-    if summary.get("validation_accuracy") is not None:
-        rows += _measured(summary, "validation", summary.get("validation_of"))
-    if summary.get("control_test_accuracy") is not None:
-        control = summary["control_test_accuracy"]
-        interval = summary.get("control_interval")
-        shown = accuracy(control, interval) if interval else percent(control)
-        rows.append(("control, no pretext task", shown))
-    paired = summary.get("control_difference")
-    if paired:
+    for split in ("test", "validation"):
+        if summary[f"{split}_accuracy"] is not None:
+            keys = (f"{split}_accuracy", f"{split}_interval", f"{split}_images")
+            measured = accuracy(*(summary[key] for key in keys))
+            rows.append((f"{split} accuracy", f"{measured}  {summary[f'{split}_of']}"))
+    if summary["control_test_accuracy"] is not None:
+        control = accuracy(summary["control_test_accuracy"], summary["control_interval"])
+        rows.append(("control, no pretext task", control))
+        paired = summary["control_difference"]
         low, high = paired["interval"]
-        rows.append(
-            (
-                "difference, paired",
-                f"{100 * paired['difference']:+.2f} points"
-                f"  (95 % interval {100 * low:+.2f} to {100 * high:+.2f})",
-            )
-        )
-    if summary.get("seconds") is not None:
-        rows.append(("time", duration(summary["seconds"])))
-    return table([*rows, ("report", report)])
-
-
-def _measured(summary: Mapping[str, Any], split: str, of: str | None) -> list[tuple[str, str]]:
-    share = summary[f"{split}_accuracy"]
-    interval, images = summary.get(f"{split}_interval"), summary.get(f"{split}_images")
-    shown = accuracy(share, interval, images) if interval else percent(share)
-    return [(f"{split} accuracy", f"{shown}  {of}" if of else shown)]
+        points = f"{100 * paired['difference']:+.2f} points"
+        interval = f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f})"
+        rows.append(("difference, paired", f"{points}  {interval}"))
+    return table([*rows, ("time", duration(summary["seconds"])), ("report", report)])
 
 
 def evaluation(found: Mapping[str, Any]) -> str:
     """`evaluate`: accuracy and calibration, then a line a class."""
-    rows = [("accuracy", accuracy(found["accuracy"], found["interval"], found["images"]))]
-    names = {
-        "nll": "negative log-likelihood",
-        "brier": "Brier score",
-        "ece": "expected calibration error",
-    }
-    rows += [(name, f"{found[key]:.4f}") for key, name in names.items() if key in found]
-    text = table(rows)
-    classes = found.get("per_class") or []
-    if not classes:
-        return text
-    labels = found.get("class_names") or [c.get("name", str(i)) for i, c in enumerate(classes)]
-    head = ("class", "images", "precision", "recall", "F1")
-    body = [
-        (str(label), f"{c['images']:,.0f}", *(percent(c[k]) for k in ("precision", "recall", "f1")))
-        for label, c in zip(labels, classes, strict=True)
+    figures = [
+        ("accuracy", accuracy(found["accuracy"], found["interval"], found["images"])),
+        ("negative log-likelihood", f"{found['nll']:.4f}"),
+        ("Brier score", f"{found['brier']:.4f}"),
+        ("expected calibration error", f"{found['ece']:.4f}"),
     ]
-    return f"{text}\n\n{table([head, *body])}"
+    rates = ("precision", "recall", "f1")
+    classes = [
+        (name, f"{row['images']:,}", *(percent(row[rate]) for rate in rates))
+        for name, row in zip(found["class_names"], found["per_class"], strict=True)
+    ]
+    return f"{table(figures)}\n\n{table([('class', 'images', *rates), *classes])}"
 
 
 def answers(found: Iterable[Answer]) -> str:

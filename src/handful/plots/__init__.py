@@ -9,9 +9,10 @@ from handful.plots.curves import curves
 from handful.plots.galleries import mistakes, views
 from handful.plots.pipeline import pipeline
 from handful.plots.scores import confusion, reliability
-from handful.plots.style import Layout, drawable, png, short
+from handful.plots.style import Figure, Layout, drawable, png, short
 
 __all__ = [
+    "Figure",
     "Layout",
     "confusion",
     "curves",

@@ -44,7 +44,7 @@ def tsne(
     panels.append(("After training", after))
     wide = layout == "wide"
     side = 438 if wide else PHONE - 4
-    page = (side + 12) * len(panels) if wide else PHONE
+    page = float((side + 12) * len(panels) if wide else PHONE)
     rows = 1 if wide else len(panels)
     present = [int(k) for k in np.unique(labels)]
     marks = _marks(names)
@@ -58,10 +58,10 @@ def tsne(
                        family=FONT)  # fmt: skip
         _scatter(axes, xy, labels, present, marks, side)
     below = bare_axes(figure, 0, rows * (side + 32) + 4, page, 20 * legend_rows + 8)
-    for k, text, x, y in legend:
+    for k, text, across, down in legend:
         colour, marker = class_style(k)
-        below.plot([x], [y], marker, color=colour, markersize=6, clip_on=False)
-        write(below, x + 10, y, text, 12)
+        below.plot([across], [down], marker, color=colour, markersize=6, clip_on=False)
+        write(below, across + 10, down, text, 12)
     return figure
 
 

@@ -104,17 +104,20 @@ def _pretext_panels(rows: Rows) -> list[_Panel]:
 
 
 def _classifier_panels(rows: Rows) -> list[_Panel]:
+    stages = {row.get("stage") for row in rows}
+    # Without a refit, the model that chose its length is the one that is kept.
+    ours = "selection" if "selection" in stages else "downstream"
+    theirs = "control-selection" if "control-selection" in stages else "control"
     final = _series(rows, "downstream", "loss") or _series(rows, "selection", "loss")
     panels = [_Panel("Classifier loss", _series(rows, "control", "loss", CONTROL) + final)]
-    best = [row for row in rows if row.get("stage") == "selection" and row.get("best")]
+    best = [row for row in rows if row.get("stage") == ours and row.get("best")]
     for title, key in (
         ("Validation loss", "validation_loss"),
         ("Validation accuracy", "validation_accuracy"),
     ):
         chosen = best[-1] if best and _finite(best[-1].get(key)) else None
         mark = (float(chosen["step"]), float(chosen[key])) if chosen else None
-        grey = _series(rows, "control-selection", key, CONTROL)
-        lines = grey + _series(rows, "selection", key)
+        lines = _series(rows, theirs, key, CONTROL) + _series(rows, ours, key)
         panels.append(_Panel(title, lines, key == "validation_accuracy", mark))
     return [panel for panel in panels if panel.lines]
 
@@ -162,6 +165,6 @@ def _name_lines(axes: Axes, lines: Sequence[_Line]) -> None:
     room = 0.16 * (high - low) if any(line.text for line in lines) else 0
     axes.set_ylim(low, high + room)
     for line in lines:
-        top = max(line.y[len(line.y) // 2 :])
+        top = max(line.y[max(0, len(line.y) // 2 - 1) :])
         axes.annotate(line.text, (line.x[-1], top), (0, 3), textcoords="offset points",
                       fontsize=pt(10.5), color=line.colour, ha="right", family=FONT)  # fmt: skip

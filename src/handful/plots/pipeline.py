@@ -164,11 +164,11 @@ class _Plan:
 
     def agreement(self, axes: Axes) -> None:
         """Between the two projections: what the loss asks of them."""
-        along, gap = self.along[Z], self.side / 2
+        along, gap = float(self.along[Z]), self.side / 2
         if self.wide:
             # Beside the tiles, from the middle of one to the middle of the other.
             along += self.side / 2 + 22
-            gap = 0
+            gap = 0.0
         self.arrow(
             axes, (along, self.across[0] + gap), (along, self.across[1] - gap), "<|-|>", ACCENT
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -59,7 +60,7 @@ def confusion(matrix: Array, names: Sequence[str]) -> Figure:
     axes.set_yticks(range(classes), labels, fontsize=size, color=INK)
     axes.spines[:].set_visible(False)
     width, height = figure.get_size_inches() * 96
-    style = {"fontsize": pt(11), "color": MUTED, "family": FONT}
+    style: dict[str, Any] = {"fontsize": pt(11), "color": MUTED, "family": FONT}
     across, down = (margin + width) / 2 / width, 1 - (top + height) / 2 / height
     figure.text(across, 1 - 4 / height, "predicted as", va="top", ha="center", **style)
     figure.text(5 / width, down, "truth", va="center", ha="left", rotation=90, **style)
@@ -92,8 +93,8 @@ def reliability(
 
     One entry a bin, None where a bin is empty; `edges` has one more. `ece` is printed.
     """
-    figure = new_figure(470, 496)
-    upper = add_axes(figure, 64, 12, 392, 316)
+    figure = new_figure(430, 450)
+    upper = add_axes(figure, 62, 12, 354, 280)
     full = [b for b, count in enumerate(images) if count]
     x, y, bottom, top = (
         np.array([values[b] for b in full], dtype=float)
@@ -103,16 +104,16 @@ def reliability(
     upper.errorbar(x, y, yerr=np.maximum([y - bottom, top - y], 0), fmt="o-", color=OURS,
                    markersize=5, linewidth=1.4, elinewidth=1, capsize=2.5, zorder=3)  # fmt: skip
     text = f"calibration error (ECE) {100 * ece:.1f} %"
-    write(upper, 0.99, 0.12, text, 12.5, weight="bold", ha="right")
+    write(upper, 0.99, 0.13, text, 12.5, weight="bold", ha="right")
     write(upper, 0.99, 0.05, "dashed: perfect calibration", 11, color=MUTED, ha="right")
     upper.set(xlim=(0, 1.02), ylim=(0, 1.03))
     upper.tick_params(labelbottom=False)
     upper.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
-    lower = add_axes(figure, 64, 346, 392, 100)
+    lower = add_axes(figure, 62, 308, 354, 92)
     lower.bar(edges[:-1], images, width=np.diff(edges) * 0.88, align="edge", color=OURS)
     lower.set(xlim=(0, 1.02), yscale="log", ylim=(0.7, max(10, 2 * max(images, default=1))))
     lower.xaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
-    style = {"fontsize": pt(11.5), "color": MUTED, "family": FONT}
+    style: dict[str, Any] = {"fontsize": pt(11.5), "color": MUTED, "family": FONT}
     upper.set_ylabel("how often right", **style)
     lower.set_xlabel("confidence: probability of the predicted class", **style)
     lower.set_ylabel("images (log)", **style)

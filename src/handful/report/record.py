@@ -1,0 +1,123 @@
+"""What a run folder holds, read with nothing taken for granted."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from handful import config, metrics
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run folder holds. A run that has not ended may have an empty summary."""
+
+    name: str
+    config: config.RunConfig
+    summary: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+    arrays: Mapping[str, NDArray[Any]]
+
+    @classmethod
+    def read(cls, run: Path, summary: Mapping[str, Any] | None = None) -> Record:
+        """`summary` stands in for summary.json. Raises ValueError where this is no run folder."""
+        if not (run / "config.toml").is_file():
+            raise ValueError(f"{run} is no run folder: it has no config.toml")
+        if summary is None:
+            path = run / "summary.json"
+            summary = read_json(path) if path.exists() else {}
+        if not summary.get("class_names") and (run / "model" / "model.json").exists():
+            names = read_json(run / "model" / "model.json").get("class_names")
+            summary = {**summary, "class_names": names}
+        return cls(
+            name=run.resolve().name,
+            config=config.load(run / "config.toml"),
+            summary=summary,
+            rows=list(_rows(run / "metrics.jsonl")),
+            arrays=_arrays(run / "figures" / "arrays.npz"),
+        )
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """Of all classes that anything here knows; those without a name go by their number."""
+        arrays = self.arrays
+        known = [str(name) for name in self.summary.get("class_names") or []]
+        largest = max(
+            len(self.confusion),
+            len(arrays.get("gallery_originals", ())),
+            int(arrays["map_labels"].max()) + 1 if self.has("map_labels") else 0,
+        )
+        return known + [str(k) for k in range(len(known), largest)]
+
+    @cached_property
+    def confusion(self) -> list[list[int]]:
+        """Images by truth (row) and prediction (column); empty where nothing was tested."""
+        if self.summary.get("confusion"):
+            return list(self.summary["confusion"])
+        if not self.has("test_probabilities", "test_labels"):
+            return []
+        p, labels = self.arrays["test_probabilities"], self.arrays["test_labels"]
+        counts = np.zeros((p.shape[1], p.shape[1]), dtype=int)
+        np.add.at(counts, (labels, p.argmax(axis=1)), 1)
+        return [[int(n) for n in row] for row in counts]
+
+    @cached_property
+    def reliability(self) -> metrics.Reliability | None:
+        if not self.has("test_probabilities", "test_labels"):
+            return None
+        probabilities = torch.from_numpy(self.arrays["test_probabilities"])
+        return metrics.reliability(probabilities, torch.from_numpy(self.arrays["test_labels"]))
+
+    @cached_property
+    def mistakes(self) -> list[dict[str, Any]]:
+        """Of each mistake shown: its index in the test split, truth, prediction, probability."""
+        if not self.has("mistakes_index", "test_probabilities", "test_labels"):
+            return []
+        index = self.arrays["mistakes_index"]
+        p = self.arrays["test_probabilities"][index]
+        truth = self.arrays["test_labels"][index]
+        columns = index.tolist(), truth.tolist(), p.argmax(axis=1).tolist(), p.max(axis=1).tolist()
+        return [
+            {"index": i, "truth": t, "predicted": k, "probability": q}
+            for i, t, k, q in zip(*columns, strict=True)
+        ]
+
+    def has(self, *keys: str) -> bool:
+        """Whether every one of these arrays is there and holds something."""
+        return all(key in self.arrays and self.arrays[key].size for key in keys)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from None
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return  # a run that was killed leaves half a line at the end
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    if not path.exists():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"cannot read {path}: {error}") from None

@@ -1,0 +1,611 @@
+"""Whole runs on a few bundled digits: what they leave behind, and that they kept to the rules."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from handful import checkpoints, config, datasets, experiment, report, stages
+from handful.experiment import Run, embed, evaluate
+from handful.networks import Encoder
+from handful.predictor import Predictor
+from handful.recipes import RECIPES
+
+IdxFolder = Callable[..., Path]
+Row = dict[str, Any]
+
+GOLDEN = Path(__file__).parent / "golden" / "five_steps.json"
+TINY: dict[str, Any] = {
+    "device": "cpu",
+    "test_views": 2,
+    "network__width": 8,
+    "network__head_hidden": 32,
+    "network__head_dim": 16,
+    "pretext__steps": 4,
+    "pretext__batch_size": 32,
+    "downstream__steps": 6,
+    "downstream__batch_size": 32,
+    "downstream__checks": 3,
+}
+
+
+def bare(source: Path | str, out: Path, **settings: Any) -> Run:
+    """A tiny run without control, maps and pictures."""
+    with (
+        mock.patch.object(report, "draw"),
+        mock.patch.object(report, "write"),
+    ):
+        settings = {"recipe": "demo", "control": False, "tsne": False} | TINY | settings
+        return experiment.train(str(source), out=out, **settings)
+
+
+def random_state() -> tuple[list[int], list[int]]:
+    """Of NumPy and PyTorch."""
+    _, key, place, *_ = np.random.get_state()  # noqa: NPY002
+    return [*key.tolist(), place], torch.get_rng_state().tolist()
+
+
+class Whole:
+    """One run with everything in it, and what was watched while it went on."""
+
+    def __init__(self, source: Path, out: Path) -> None:
+        self.source = source
+        self.rows: list[Row] = []
+        self.said: list[str] = []
+        settings = TINY | {"data__per_class": 6, "data__draw": 3, "data__unlabelled": True}
+        changes = {key.replace("__", "."): value for key, value in settings.items()}
+        self.config = RECIPES["demo"].config.updated(changes | {"data.source": str(source)})
+        self.random = random_state()
+        self.run = experiment.run(self.config, out, on_row=self.rows.append, say=self.said.append)
+        self.random_after = random_state()
+
+    @property
+    def path(self) -> Path:
+        return self.run.path
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return self.run.summary
+
+    def predictions(self) -> list[dict[str, str]]:
+        with (self.path / "predictions.csv").open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def source(idx_folder: IdxFolder) -> Path:
+    """100 training images and 80 test images."""
+    return idx_folder(10, test=80)
+
+
+@pytest.fixture(scope="module")
+def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    return Whole(source, tmp_path_factory.mktemp("runs") / "whole")
+
+
+# --- what a run leaves behind ---
+
+
+def test_a_run_writes_every_file_of_its_folder(whole: Whole) -> None:
+    written = {
+        str(path.relative_to(whole.path)) for path in whole.path.rglob("*") if path.is_file()
+    }
+    expected = {
+        "config.toml",
+        "summary.json",
+        "metrics.jsonl",
+        "predictions.csv",
+        "report.html",
+        "model/weights.safetensors",
+        "model/model.json",
+        "figures/arrays.npz",
+    }
+    assert expected <= written
+    assert whole.run.report == whole.path / "report.html"
+    assert any(name.startswith("checkpoints/") for name in written)
+    for figure in ("views", "pipeline", "curves", "tsne", "confusion", "reliability", "mistakes"):
+        with Image.open(whole.path / "figures" / f"{figure}.png") as image:
+            assert min(image.size) > 100
+    assert not [name for name in written if name.endswith((".part", ".tmp", ".pkl", ".pt"))]
+
+
+def test_the_summary_says_what_the_run_was(whole: Whole) -> None:
+    summary = whole.summary
+    assert summary == json.loads((whole.path / "summary.json").read_text(encoding="utf-8"))
+    expected = {
+        "recipe": "demo",
+        "source": str(whole.source),
+        "per_class": 6,
+        "draw": 3,
+        "seed": 0,
+        "dev": False,
+        "labelled_images": 60,
+        "unlabelled_images": 40,
+        "validation_images": 10,
+        "test_images": 80,
+        "test_of": "official test set",
+        "class_names": list("0123456789"),
+        "complete": True,
+    }
+    assert {key: summary[key] for key in expected} == expected
+    assert summary["versions"]["torch"] == torch.__version__
+    assert summary["device"].startswith("cpu")
+    assert set(summary["stages"]) >= {
+        "pretext",
+        "selection",
+        "downstream",
+        "test",
+        "control",
+        "maps",
+    }
+    assert sum(summary["stages"].values()) <= summary["seconds"]
+
+
+def test_the_summary_agrees_with_the_predictions(whole: Whole) -> None:
+    summary, rows = whole.summary, whole.predictions()
+    truth = datasets.load(whole.config.data).test
+    assert truth is not None
+    assert [int(row["index"]) for row in rows] == list(range(80))
+    assert [int(row["label"]) for row in rows] == truth.labels.tolist()
+    right = [row["label"] == row["predicted"] for row in rows]
+    assert summary["test_accuracy"] == pytest.approx(sum(right) / 80)
+    low, high = summary["test_interval"]
+    assert 0 <= low <= summary["test_accuracy"] <= high <= 1
+    confusion = np.zeros((10, 10), int)
+    for row in rows:
+        confusion[int(row["label"]), int(row["predicted"])] += 1
+    assert summary["confusion"] == confusion.tolist()
+    for number, of_class in enumerate(summary["per_class_report"]):
+        assert of_class["name"] == str(number)
+        assert of_class["images"] == confusion[number].sum()
+        assert of_class["recall"] == pytest.approx(
+            confusion[number, number] / max(1, confusion[number].sum())
+        )
+    probabilities = np.load(whole.path / "figures" / "arrays.npz")["test_probabilities"]
+    stated = [float(row["probability"]) for row in rows]
+    np.testing.assert_allclose(stated, probabilities.max(1), atol=1e-5)
+    nll = -np.log(probabilities[np.arange(80), truth.labels.numpy()]).mean()
+    assert summary["calibration"]["nll"] == pytest.approx(nll, rel=1e-4)
+
+
+def test_the_saved_model_is_the_one_that_was_tested(whole: Whole) -> None:
+    test = datasets.load(whole.config.data).test
+    assert test is not None
+    model = Predictor.load(whole.path, "cpu")
+    assert model.predict(test) == [row["predicted"] for row in whole.predictions()]
+    assert model.temperature == pytest.approx(whole.summary["calibration"]["temperature"])
+    assert model.test_views == 2
+    single = model.predict_proba(test).argmax(1) == test.labels.numpy()
+    assert single.mean() == pytest.approx(whole.summary["test_accuracy"])
+
+
+def test_a_model_says_the_same_of_an_image_alone(whole: Whole) -> None:
+    test = datasets.load(whole.config.data).test
+    assert test is not None
+    model = Predictor.load(whole.path, "cpu")
+    together = model.predict_proba(test)
+    alone = model.predict_proba(test.images[7:8])
+    np.testing.assert_allclose(alone[0], together[7], rtol=1e-4, atol=1e-6)
+
+
+def test_rows_are_those_of_the_stages_in_their_order(whole: Whole) -> None:
+    lines = (whole.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == whole.rows
+    order = list(dict.fromkeys(row["stage"] for row in whole.rows))
+    assert order == ["pretext", "selection", "downstream", "control-selection", "control"]
+    for row in whole.rows:
+        assert {"step", "steps", "epoch", "seconds", "loss", "learning_rate"} <= set(row)
+        assert row["step"] <= row["steps"]
+
+
+def test_the_length_that_validation_chose_is_the_length_of_the_refit(whole: Whole) -> None:
+    chosen = [row["step"] for row in whole.rows if row["stage"] == "selection" and row.get("best")]
+    refit = [row["step"] for row in whole.rows if row["stage"] == "downstream"]
+    assert whole.summary["selected_step"] == chosen[-1] == refit[-1]
+    assert whole.summary["validation_accuracy"] is not None
+    assert "chose the length" in whole.summary["validation_of"]
+
+
+def test_the_control_is_there_and_had_as_many_images(whole: Whole) -> None:
+    summary = whole.summary
+    assert summary["images_through_encoder"]["pretext"] == 4 * 2 * 25  # 100 images, four batches
+    planned = {row["stage"]: row["steps"] for row in whole.rows}
+    assert planned["control"] > planned["downstream"]
+    assert 0 <= summary["control_test_accuracy"] <= 1
+    low, high = summary["control_interval"]
+    assert low <= summary["control_test_accuracy"] <= high
+    difference = summary["control_difference"]
+    assert difference["difference"] == pytest.approx(
+        summary["test_accuracy"] - summary["control_test_accuracy"]
+    )
+    assert difference["interval"][0] <= difference["difference"] <= difference["interval"][1]
+
+
+def test_people_are_told_what_there_is_and_how_long_it_takes(whole: Whole) -> None:
+    told = "\n".join(whole.said)
+    assert "60 images of 28×28, 1 channel, 10 classes with 6 labelled each" in told
+    assert "training will take about 1 min at most" in told
+
+
+def test_a_run_leaves_global_randomness_alone(whole: Whole) -> None:
+    """First weights, training and t-SNE included."""
+    assert whole.random == whole.random_after
+
+
+def test_arrays_for_the_figures_are_all_there(whole: Whole) -> None:
+    with np.load(whole.path / "figures" / "arrays.npz", allow_pickle=False) as arrays:
+        shapes = {name: arrays[name].shape for name in arrays.files}
+    assert shapes["gallery_originals"] == (10, 1, 28, 28)
+    assert shapes["pipeline_views"] == (2, 1, 28, 28)
+    assert shapes["pipeline_z"] == (2, 16)
+    assert shapes["map_h"] == (80, 32)
+    assert shapes["map_xy"] == shapes["map_xy_before"] == (80, 2)
+    assert shapes["map_labels"] == shapes["test_labels"] == (80,)
+    wrong = round(80 * (1 - whole.summary["test_accuracy"]))
+    assert shapes["mistakes_index"] == (min(25, wrong),)
+
+
+def test_the_configuration_in_the_folder_repeats_the_run(whole: Whole, tmp_path: Path) -> None:
+    again = config.load(whole.path / "config.toml")
+    assert again == whole.config
+    with mock.patch.object(report, "draw"), mock.patch.object(report, "write"):
+        experiment.run(again.updated({"control": False, "tsne": False}), tmp_path / "again")
+    assert (tmp_path / "again" / "predictions.csv").read_bytes() == (
+        whole.path / "predictions.csv"
+    ).read_bytes()
+
+
+# --- run folders that are there already ---
+
+
+def test_a_complete_run_is_not_done_again(whole: Whole) -> None:
+    said: list[str] = []
+    times = {path: path.stat().st_mtime_ns for path in whole.path.rglob("*")}
+    with mock.patch.object(stages, "pretrain", side_effect=AssertionError):
+        again = experiment.run(whole.config, whole.path, say=said.append)
+    assert again.summary == whole.summary
+    assert "is complete: nothing to do" in said[-1]
+    assert {path: path.stat().st_mtime_ns for path in whole.path.rglob("*")} == times
+
+
+def test_another_configuration_is_refused_with_the_difference(whole: Whole) -> None:
+    with pytest.raises(ValueError, match="seed: here 1, there 0"):
+        experiment.run(whole.config.updated({"seed": 1}), whole.path)
+
+
+def test_an_interrupted_run_is_refused_and_overwritten(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with (
+        mock.patch.object(stages, "finetune", side_effect=KeyboardInterrupt),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        bare(source, out)
+    assert not (out / "summary.json").exists()
+    with pytest.raises(ValueError, match="did not finish"):
+        bare(source, out)
+    assert bare(source, out, overwrite=True).summary["complete"]
+    rows = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(row)["step"] for row in rows if '"pretext"' in row] == [4]
+
+
+# --- honesty, watched from inside ---
+
+
+class Watched:
+    """Which images each training saw, and with which encoder it began."""
+
+    def __init__(self, source: Path, out: Path, **settings: Any) -> None:
+        self.images: dict[str, set[bytes]] = {}
+        self.labelled: dict[str, set[bytes]] = {}
+        self.began: dict[str, Tensor] = {}
+        real = stages.pretrain, stages.finetune
+
+        def pretrain(encoder: Encoder, head: Any, images: Any, *rest: Any, **options: Any) -> int:
+            self._note("pretext", encoder, images)
+            return real[0](encoder, head, images, *rest, **options)
+
+        def finetune(encoder: Encoder, classifier: Any, images: Any, *rest: Any, **kw: Any) -> Any:
+            self._note(kw["stage"], encoder, images)
+            return real[1](encoder, classifier, images, *rest, **kw)
+
+        with ExitStack() as stack:
+            stack.enter_context(mock.patch.object(stages, "pretrain", pretrain))
+            stack.enter_context(mock.patch.object(stages, "finetune", finetune))
+            self.run = bare(source, out, **settings)
+
+    def _note(self, stage: str, encoder: Encoder, images: Any) -> None:
+        self.images[stage] = {image.numpy().tobytes() for image in images.images}
+        self.labelled[stage] = {image.numpy().tobytes() for image in images.labelled().images}
+        self.began[stage] = torch.cat([p.detach().flatten() for p in encoder.parameters()]).clone()
+
+
+def test_the_control_starts_where_the_pretext_task_started(source: Path, tmp_path: Path) -> None:
+    watched = Watched(source, tmp_path / "run", control=True)
+    began = watched.began
+    assert torch.equal(began["control-selection"], began["pretext"])
+    assert torch.equal(began["control"], began["pretext"])
+    assert torch.equal(began["selection"], began["downstream"])
+    assert not torch.equal(began["selection"], began["pretext"])
+    assert watched.images["control"] == watched.images["downstream"]
+    assert watched.images["control-selection"] == watched.images["selection"]
+
+
+def test_no_test_image_trains_and_no_validation_label_does_before_its_time(
+    source: Path, tmp_path: Path
+) -> None:
+    watched = Watched(source, tmp_path / "run", data__per_class=6, data__unlabelled=True)
+    test = datasets.load(config.DataConfig(source=str(source))).test
+    assert test is not None
+    tested = {image.numpy().tobytes() for image in test.images}
+    assert len(tested) == 80
+    for images in watched.images.values():
+        assert not images & tested
+    assert len(watched.images["pretext"]) == 100
+    assert len(watched.images["selection"]) == 50
+    assert watched.labelled["pretext"] == watched.images["selection"]
+    assert len(watched.images["downstream"]) == 60
+
+
+def test_a_run_with_a_hold_out_keeps_a_model_of_everything(
+    idx_folder: IdxFolder, tmp_path: Path
+) -> None:
+    watched = Watched(idx_folder(10), tmp_path / "run")
+    summary = watched.run.summary
+    assert summary["test_images"] == 20
+    assert summary["test_of"] == "20% of the labelled images, held out"
+    assert summary["labelled_images"] == 80
+    assert len(watched.images["downstream"]) == 80
+    assert len(watched.images["keeping"]) == 100
+    assert not watched.images["downstream"] >= watched.images["keeping"]
+    rows = (watched.run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    kept = [row for row in map(json.loads, rows) if row["stage"] == "keeping"]
+    assert kept[-1]["step"] == summary["selected_step"]
+    model = Predictor.load(watched.run.path, "cpu")
+    assert model.temperature == pytest.approx(summary["calibration"]["temperature"])
+
+
+def test_what_is_kept_is_the_model_of_everything(idx_folder: IdxFolder, tmp_path: Path) -> None:
+    last: list[Any] = []
+    real = stages.kept
+
+    def kept(*arguments: Any) -> Predictor:
+        last.append(real(*arguments))
+        return last[0]
+
+    with mock.patch.object(stages, "kept", kept):
+        run = bare(idx_folder(10), tmp_path / "run")
+    saved = Predictor.load(run.path, "cpu")
+    assert torch.equal(saved.head.weight, last[0].head.weight)
+
+
+def test_development_leaves_the_test_files_shut(idx_folder: IdxFolder, tmp_path: Path) -> None:
+    source = idx_folder(12)
+    for kind in ("images-idx3", "labels-idx1"):
+        (source / f"t10k-{kind}-ubyte").write_bytes(b"shut")
+    summary = bare(
+        source, tmp_path / "run", data__dev=True, data__per_class=5, data__draw=0
+    ).summary
+    assert summary["dev"] is True
+    assert summary["test_images"] == 20
+    assert summary["labelled_images"] == 50
+    assert "development" in summary["test_of"]
+
+
+# --- seeds ---
+
+
+def outcome(run: Run) -> tuple[bytes, bytes, list[float]]:
+    rows = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return (
+        (run.path / "predictions.csv").read_bytes(),
+        (run.path / "model" / "weights.safetensors").read_bytes(),
+        [json.loads(row)["loss"] for row in rows],
+    )
+
+
+def test_a_seed_gives_the_same_run_twice_and_another_seed_another(
+    source: Path, tmp_path: Path
+) -> None:
+    first = outcome(bare(source, tmp_path / "a", seed=1, data__copies=1))
+    torch.rand(7)  # what else a program draws makes no difference
+    assert outcome(bare(source, tmp_path / "b", seed=1, data__copies=1)) == first
+    other = outcome(bare(source, tmp_path / "c", seed=2, data__copies=1))
+    assert all(a != b for a, b in zip(first, other, strict=True))
+
+
+def test_a_control_changes_nothing_of_the_run(source: Path, tmp_path: Path) -> None:
+    alone = outcome(bare(source, tmp_path / "a"))
+    beside = outcome(bare(source, tmp_path / "b", control=True))
+    assert beside[:2] == alone[:2]
+    assert beside[2][: len(alone[2])] == alone[2]
+
+
+def test_five_steps_are_the_golden_five(
+    idx_folder: IdxFolder, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Losses of 5 pretext and 5 downstream steps on 60 digits, and the loss on 40 test digits.
+
+    The rate is low because AdamW's first steps follow the sign of each gradient: at the usual one
+    another CPU's rounding moves the losses by a hundredth.
+
+    Anything that changes what is computed shows here. Where the change is meant, write the file
+    anew and say in the commit why: `pytest tests/test_experiment.py -k golden --golden`.
+    """
+    run = bare(
+        idx_folder(6, test=40),
+        tmp_path / "run",
+        data__validation=0.0,
+        pretext__steps=5,
+        pretext__batch_size=64,
+        pretext__learning_rate=1e-4,
+        downstream__steps=5,
+        downstream__batch_size=64,
+        downstream__learning_rate=1e-4,
+    )
+    rows = [
+        json.loads(row)
+        for row in (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    found = {
+        stage: [row["loss"] for row in rows if row["stage"] == stage]
+        for stage in ("pretext", "downstream")
+    } | {"test": [run.summary["calibration"]["nll"]]}
+    assert [len(losses) for losses in found.values()] == [5, 5, 1]
+    if request.config.getoption("golden"):
+        GOLDEN.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    for name, losses in found.items():
+        assert losses == pytest.approx(golden[name], rel=1e-3), name
+
+
+# --- kinds of runs ---
+
+
+def test_without_a_pretext_task_there_is_a_classifier_all_the_same(
+    source: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    summary = bare(source, out, pretext__steps=0, control=True).summary
+    assert summary["images_through_encoder"]["pretext"] == 0
+    assert summary["test_accuracy"] is not None
+    assert summary["control_test_accuracy"] is None  # it would be the run itself
+    assert not (out / "checkpoints" / "pretext").exists()
+
+
+def test_a_linear_probe_keeps_the_encoder_of_the_pretext_task(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    bare(source, out, downstream__train_encoder=False)
+    pretext, _ = checkpoints.load(out / "checkpoints" / "pretext")
+    model, _ = checkpoints.load(out / "model")
+    names = [name for name in model if name.startswith("encoder.")]
+    assert any("running_var" in name for name in names)
+    for name in names:
+        assert torch.equal(model[name], pretext[name]), name
+
+
+def test_without_validation_the_length_is_fixed_and_nothing_is_calibrated(
+    source: Path, tmp_path: Path
+) -> None:
+    summary = bare(source, tmp_path / "run", recipe="fast").summary
+    assert summary["validation_accuracy"] is None
+    assert summary["validation_images"] == 0
+    assert summary["selected_step"] == 6
+    assert summary["calibration"]["temperature"] == 1
+
+
+def test_the_control_gets_as_many_images_where_the_length_is_fixed(
+    source: Path, tmp_path: Path
+) -> None:
+    summary = bare(
+        source, tmp_path / "run", data__validation=0.0, downstream__batch_size=50, control=True
+    ).summary
+    encoded = summary["images_through_encoder"]
+    assert encoded["control"] == pytest.approx(encoded["pretext"] + encoded["downstream"], abs=50)
+
+
+def test_the_course_tells_what_its_validation_figure_is(source: Path, tmp_path: Path) -> None:
+    summary = bare(source, tmp_path / "run", recipe="course").summary
+    assert summary["validation_images"] == 20
+    assert summary["labelled_images"] == 100
+    assert "did not train it" in summary["validation_of"]
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8")
+    assert '"selection"' not in rows
+
+
+def test_settings_may_be_given_by_name(source: Path, tmp_path: Path) -> None:
+    run = bare(source, tmp_path / "run", pretext__views__rotation=1.5, seed=3)
+    written = config.load(run.path / "config.toml")
+    assert written.pretext.views.rotation == 1.5
+    assert written.seed == run.summary["seed"] == 3
+    assert written.downstream.steps == 6
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pretext__step": 3}, "unknown setting pretext.step; did you mean pretext.steps"),
+        ({"recipe": "dmo"}, "unknown recipe dmo: did you mean demo"),
+        ({"pretext__temperature": -1.0}, "pretext.temperature = -1.0"),
+        ({"device": "tpu"}, "unknown device tpu"),
+        ({"data__per_class": 11}, "has 10 labelled images and --per-class asks for 11"),
+    ],
+)
+def test_a_mistake_makes_no_run_folder(
+    settings: dict[str, Any], message: str, source: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        bare(source, tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()
+
+
+# --- afterwards ---
+
+
+def test_evaluate_finds_what_the_run_found(whole: Whole) -> None:
+    found = evaluate(whole.path, str(whole.source), "cpu")
+    assert found["accuracy"] == pytest.approx(whole.summary["test_accuracy"])
+    assert found["confusion"] == whole.summary["confusion"]
+    assert found["nll"] == pytest.approx(whole.summary["calibration"]["nll"], rel=1e-4)
+    assert found["class_names"] == whole.summary["class_names"]
+
+
+def test_images_without_labels_cannot_be_scored(whole: Whole, tmp_path: Path) -> None:
+    Image.new("L", (28, 28)).save(tmp_path / "one.png")
+    with pytest.raises(ValueError, match="has a label to score against"):
+        evaluate(whole.path, str(tmp_path), "cpu")
+
+
+def test_nothing_can_be_evaluated_without_a_run(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no run in"):
+        evaluate(tmp_path / "nowhere", str(source), "cpu")
+
+
+def test_embed_places_points_on_the_map(whole: Whole, tmp_path: Path) -> None:
+    out = tmp_path / "points.npz"
+    assert embed(whole.path, str(whole.source), out, "cpu") == 80
+    with np.load(out, allow_pickle=False) as archive:
+        points = dict(archive)
+    test = datasets.load(whole.config.data).test
+    assert test is not None
+    assert points["h"].shape == (80, 32)
+    assert points["h"].dtype == np.float32
+    assert points["labels"].tolist() == test.labels.tolist()
+    assert points["class_names"].tolist() == list("0123456789")
+    assert "paths" not in points
+    with np.load(whole.path / "figures" / "arrays.npz") as arrays:
+        np.testing.assert_allclose(points["h"], arrays["map_h"], rtol=1e-4, atol=1e-5)
+        places = arrays["map_xy"]
+    # an image that is on the map already is placed near itself
+    distances = np.linalg.norm(places[:, None] - points["xy"][None], axis=2)
+    own = np.diagonal(distances)
+    assert np.median(own) < 0.3 * np.median(distances)
+
+
+def test_embed_knows_files_and_does_without_a_map(
+    source: Path, tmp_path: Path, bundled: datasets.Dataset
+) -> None:
+    run = bare(source, tmp_path / "run")
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    for i in range(3):
+        Image.fromarray(bundled.train.images[i, 0].numpy()).save(folder / f"{i}.png")
+    out = tmp_path / "points.npz"
+    assert embed(run.path, str(folder), out, "cpu") == 3
+    with np.load(out, allow_pickle=False) as archive:
+        points = dict(archive)
+    assert "xy" not in points
+    assert [Path(path).name for path in points["paths"]] == ["0.png", "1.png", "2.png"]
+    assert points["labels"].tolist() == [-1, -1, -1]
+    expected = Predictor.load(run.path, "cpu").embed(bundled.train.images[:3])
+    np.testing.assert_allclose(points["h"], expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from handful.config import NetworkConfig
+from handful.images import ImageSet, to_float
+from handful.networks import (
+    INFERENCE_BATCH,
+    Encoder,
+    ProjectionHead,
+    classifier_head,
+    classify,
+    fitting_stages,
+    in_parts,
+    multiply_adds,
+    parameters,
+    represent,
+    seconds_per_image,
+)
+
+SMALL = NetworkConfig(width=8)
+
+
+def noise(n: int, channels: int = 1, size: int = 28) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    shape = (n, channels, size, size)
+    return torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+
+
+def trained(channels: int = 1, size: int = 28, config: NetworkConfig = SMALL) -> Encoder:
+    """An encoder whose running statistics have met images."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = Encoder(channels, size, config)
+    images = noise(32, channels, size)
+    encoder.normalise_to(images)
+    with torch.no_grad():
+        for _ in range(20):
+            encoder(to_float(images))
+    return encoder
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [8, 9, 28, 32, 41, 64, 127])
+def test_any_small_image_becomes_a_representation(channels: int, size: int) -> None:
+    encoder = Encoder(channels, size, NetworkConfig(width=4))
+    h = encoder(to_float(noise(3, channels, size)))
+    assert h.shape == (3, encoder.dim)
+    assert h.dtype == torch.float32
+    assert torch.isfinite(h).all()
+
+
+@pytest.mark.parametrize(("stages", "dim"), [(1, 8), (2, 16), (3, 32), (None, 32)])
+def test_every_stage_doubles_the_width(stages: int | None, dim: int) -> None:
+    assert Encoder(1, 28, NetworkConfig(width=8, stages=stages)).dim == dim
+
+
+@pytest.mark.parametrize(("size", "stages"), [(8, 1), (10, 1), (14, 2), (28, 3), (40, 3), (80, 4)])
+def test_stages_end_at_about_seven_places(size: int, stages: int) -> None:
+    assert fitting_stages(size) == stages
+
+
+def test_images_are_normalised_once() -> None:
+    """By hand, from bytes: divide by 255, take off the mean, divide by the spread, and no more."""
+    encoder = trained(3).eval()
+    images = noise(6, 3)
+    x = images.double() / 255
+    x = (x - encoder.mean.double()) / encoder.std.double()
+    with torch.no_grad():
+        expected = encoder.layers(x.float()).amax((2, 3))
+    torch.testing.assert_close(represent(encoder, images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_encoder_takes_mean_and_spread_of_each_channel() -> None:
+    images = noise(50, 3)
+    images[:, 1] //= 4
+    encoder = Encoder(3, 28, SMALL)
+    encoder.normalise_to(images)
+    x = images.double().transpose(0, 1).flatten(1) / 255
+    torch.testing.assert_close(encoder.mean.flatten().double(), x.mean(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encoder.std.flatten().double(), x.std(1), rtol=1e-4, atol=1e-5)
+    seen: list[Tensor] = []
+    encoder.layers.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    represent(encoder, images)
+    assert seen[0].mean((0, 2, 3)).abs().max() < 1e-3
+    assert (seen[0].std((0, 2, 3)) - 1).abs().max() < 1e-3
+
+
+def test_images_of_one_colour_do_not_divide_by_zero() -> None:
+    encoder = Encoder(1, 28, SMALL)
+    encoder.normalise_to(torch.full((4, 1, 28, 28), 7, dtype=torch.uint8))
+    assert torch.isfinite(represent(encoder, noise(2))).all()
+
+
+def test_mean_and_spread_travel_with_the_weights() -> None:
+    encoder, other = trained(), Encoder(1, 28, SMALL)
+    other.load_state_dict(encoder.state_dict())
+    assert torch.equal(represent(encoder, noise(3)), represent(other, noise(3)))
+
+
+def test_no_representation_depends_on_what_else_is_in_the_batch(few: ImageSet) -> None:
+    encoder = trained()
+    together = represent(encoder, few.images)
+    for place in (0, 17, 39):
+        alone = represent(encoder, few.images[place : place + 1])[0]
+        torch.testing.assert_close(alone, together[place], rtol=1e-4, atol=1e-5)
+
+
+def test_no_image_is_dropped_from_a_ragged_last_batch() -> None:
+    images = noise(1).repeat(INFERENCE_BATCH + 1, 1, 1, 1)
+    images[-1] = 255 - images[-1]
+    h = represent(trained(), images)
+    assert len(h) == INFERENCE_BATCH + 1
+    torch.testing.assert_close(h[-2], h[0], rtol=1e-4, atol=1e-5)
+    assert (h[-1] - h[0]).abs().max() > 1e-3
+
+
+def test_no_images_give_no_rows() -> None:
+    assert represent(trained(), noise(0)).shape == (0, 32)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_looking_changes_nothing(training: bool) -> None:
+    encoder, classifier = trained().train(training), classifier_head(32, 3)
+    classifier.train(not training)
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    logits = classify(encoder, classifier, noise(5))
+    assert logits.shape == (5, 3)
+    assert encoder.training is training
+    assert classifier.training is not training
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_an_error_while_looking_leaves_the_mode_as_it_was() -> None:
+    encoder = trained().train()
+
+    def broken(x: Tensor) -> Tensor:
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        in_parts(broken, noise(2), encoder)
+    assert encoder.training
+
+
+def test_classify_is_the_head_on_the_representation() -> None:
+    encoder, classifier = trained(), classifier_head(32, 3)
+    with torch.no_grad():
+        expected = classifier(represent(encoder, noise(5)))
+    torch.testing.assert_close(classify(encoder, classifier, noise(5)), expected)
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+def test_the_projection_head_has_simclrs_layers(layers: int) -> None:
+    config = NetworkConfig(head_layers=layers, head_hidden=20, head_dim=5)
+    head = ProjectionHead(32, config)
+    linear = [(m.in_features, m.out_features) for m in head if isinstance(m, nn.Linear)]
+    assert linear == [(32, 20), *[(20, 20)] * (layers - 2), (20, 5)]
+    assert isinstance(head[-1], nn.Linear)  # neither norm nor ReLU after the last layer
+    z = head(torch.randn(7, 32, generator=torch.Generator().manual_seed(0)))
+    assert z.shape == (7, 5)
+    assert z.min() < 0
+
+
+def test_parameters_and_multiply_adds_by_hand() -> None:
+    encoder = Encoder(1, 28, NetworkConfig(width=8, stages=2))
+    convolutions = [(1, 8, 28), (8, 8, 28), (8, 16, 14), (16, 16, 14)]
+    assert multiply_adds(encoder, 28, 28) == sum(9 * i * o * s * s for i, o, s in convolutions)
+    assert parameters(encoder) == sum(9 * i * o + 2 * o for i, o, _ in convolutions)
+    assert encoder.training
+
+
+def test_strides_make_large_images_affordable() -> None:
+    small, large = (Encoder(3, size, SMALL) for size in (32, 128))
+    assert multiply_adds(large, 128, 128) < 6 * multiply_adds(small, 32, 32)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_timing_a_step_leaves_everything_as_it_was(n: int) -> None:
+    encoder = trained().eval()
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    state = torch.get_rng_state()
+    assert 0 < seconds_per_image(encoder, noise(n)) < 10
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not encoder.training
+    assert all(parameter.grad is None for parameter in encoder.parameters())
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, before[name])

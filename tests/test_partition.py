@@ -1,0 +1,272 @@
+"""Who may look at which images. Pixels tell images apart here: no index has to be believed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handful import datasets
+from handful.config import RunConfig
+from handful.datasets import Dataset
+from handful.images import ImageSet
+from handful.partition import Partition, partition
+from handful.pictures import Preparation
+
+NAMES = ("a", "b", "c")
+
+
+def flat(labels: list[int], first: int = 1) -> ImageSet:
+    """Image i is `first + i` everywhere, and so are all its copies where they are brightest."""
+    values = torch.arange(first, first + len(labels), dtype=torch.uint8)
+    images = ImageSet.of(values.view(-1, 1, 1, 1).repeat(1, 1, 8, 8), torch.tensor(labels), NAMES)
+    return replace(images, sources=images.sources + first)
+
+
+def seen(images: ImageSet | None) -> set[int]:
+    """Which originals a set holds, or copies of them."""
+    return set() if images is None else set(images.images.amax((1, 2, 3)).tolist())
+
+
+def dataset(labels: list[int], test: int = 0) -> Dataset:
+    return Dataset(
+        train=flat(labels),
+        test=flat([i % 3 for i in range(test)], first=200) if test else None,
+        test_of="test images" if test else "",
+        name="flat",
+        preparation=Preparation("letterbox", 8, 1),
+        official_order=False,
+        notes=(),
+    )
+
+
+def configured(**settings: Any) -> RunConfig:
+    changes = {"data.source": "somewhere", "data.draw": 3} | {
+        key.replace("__", "."): value for key, value in settings.items()
+    }
+    return RunConfig().updated(changes)
+
+
+cases = st.fixed_dictionaries(
+    {
+        "labels": st.lists(st.integers(-1, 2), max_size=60).map(lambda more: [0, 1, 2] * 4 + more),
+        "test": st.sampled_from([0, 9]),
+        "settings": st.fixed_dictionaries(
+            {
+                "data__per_class": st.sampled_from([None, 2, 4]),
+                "data__unlabelled": st.booleans(),
+                "data__holdout": st.sampled_from([0.0, 0.2, 0.5]),
+                "data__validation": st.sampled_from([0.0, 0.2, 0.4]),
+                "data__split_seed": st.integers(0, 5),
+                "data__copies": st.integers(0, 3),
+                "downstream__refit": st.booleans(),
+                "downstream__steps": st.just(1),
+            }
+        ),
+    }
+)
+
+
+def divided(case: dict[str, Any]) -> tuple[Partition, RunConfig, Dataset]:
+    config, source = configured(**case["settings"]), dataset(case["labels"], case["test"])
+    return partition(config, source), config, source
+
+
+@given(cases)
+def test_no_source_is_on_both_sides(case: dict[str, Any]) -> None:
+    parts, config, _ = divided(case)
+    assert not seen(parts.fit) & seen(parts.validation)
+    for training in (parts.fit, parts.final, parts.pretext):
+        assert not seen(training) & seen(parts.test)
+    if not config.downstream.refit:
+        assert not seen(parts.final) & seen(parts.validation)
+        assert not seen(parts.pretext) & seen(parts.validation)
+
+
+@given(cases)
+def test_no_validation_label_reaches_the_pretext_task(case: dict[str, Any]) -> None:
+    parts, _, _ = divided(case)
+    known = parts.pretext.labelled()
+    assert seen(known) == seen(parts.fit)
+    assert not seen(known) & seen(parts.validation)
+
+
+@given(cases)
+def test_every_image_keeps_its_label_and_its_source(case: dict[str, Any]) -> None:
+    parts, _, source = divided(case)
+    truth: dict[int, int] = {}
+    for images in (source.train, source.test):
+        if images is not None:
+            truth |= zip(images.sources.tolist(), images.labels.tolist(), strict=True)
+    for images in parts:
+        if isinstance(images, ImageSet):
+            values = images.images.amax((1, 2, 3)).long()
+            assert torch.equal(values, images.sources)
+            for number, label in zip(values.tolist(), images.labels.tolist(), strict=True):
+                assert label in (-1, truth[number])
+    for images in (parts.fit, parts.final, parts.everything, parts.validation):
+        assert images is None or (images.labels >= 0).all()
+
+
+@given(cases)
+def test_copies_train_and_originals_judge(case: dict[str, Any]) -> None:
+    parts, config, _ = divided(case)
+    for images in (parts.fit, parts.final):
+        assert len(images) == len(seen(images)) * (1 + config.data.copies)
+    for judging in (parts.validation, parts.test):
+        assert judging is None or len(judging) == len(seen(judging))
+
+
+@given(cases)
+def test_what_is_refitted_and_kept_is_all_there_is(case: dict[str, Any]) -> None:
+    parts, config, source = divided(case)
+    judged = seen(parts.validation) if config.downstream.refit else set()
+    assert seen(parts.final) == seen(parts.fit) | judged
+    held_out = seen(parts.test) if source.test is None else set()
+    assert seen(parts.everything) == seen(parts.final) | held_out
+
+
+@given(cases)
+def test_the_pool_is_what_was_not_drawn(case: dict[str, Any]) -> None:
+    parts, config, source = divided(case)
+    numbers, labels = source.train.sources.tolist(), source.train.labels.tolist()
+    nameless = {n for n, label in zip(numbers, labels, strict=True) if label < 0}
+    drawn = seen(parts.fit) | seen(parts.validation)
+    if source.test is None:
+        drawn |= seen(parts.test)
+    pool = set(numbers) - drawn if config.data.unlabelled else nameless
+    extra = seen(parts.validation) if config.downstream.refit else set()
+    assert seen(parts.pretext) == seen(parts.fit) | extra | pool
+    assert parts.unlabelled == len(pool)
+    in_pool = torch.tensor([value in pool for value in parts.pretext.sources.tolist()])
+    assert (parts.pretext.labels[in_pool] == -1).all()
+    assert int(in_pool.sum()) == len(pool)
+
+
+@given(cases)
+def test_counts_are_of_originals(case: dict[str, Any]) -> None:
+    parts, config, source = divided(case)
+    assert parts.labelled == len(seen(parts.fit) | seen(parts.validation))
+    if config.data.per_class and (source.test is not None or not config.data.holdout):
+        assert parts.labelled == 3 * config.data.per_class
+
+
+@given(cases, st.integers(0, 9))
+def test_the_seed_of_a_run_moves_no_image_to_another_side(case: dict[str, Any], seed: int) -> None:
+    parts, config, source = divided(case)
+    other = partition(config.updated({"seed": seed}), source)
+    assert [seen(part) for part in other[:6]] == [seen(part) for part in parts[:6]]
+
+
+def test_the_same_configuration_gives_the_same_images() -> None:
+    source, config = dataset([0, 1, 2] * 10), configured(data__copies=2)
+    first, again = partition(config, source), partition(config, source)
+    assert torch.equal(first.final.images, again.final.images)
+    assert torch.equal(first.pretext.images, again.pretext.images)
+    copies = partition(config.updated({"seed": 1}), source)
+    assert not torch.equal(first.final.images, copies.final.images)
+
+
+def test_another_split_seed_holds_out_others() -> None:
+    source = dataset([0, 1, 2] * 20)
+    sides = {
+        frozenset(seen(partition(configured(data__split_seed=i), source).validation))
+        for i in range(5)
+    }
+    assert len(sides) == 5
+
+
+def test_a_share_of_each_class_is_held_out() -> None:
+    labels = [0] * 10 + [1] * 20 + [2] * 40
+    parts = partition(configured(), dataset(labels))
+    assert parts.test is not None
+    assert parts.validation is not None
+    assert parts.test.class_counts.tolist() == [2, 4, 8]
+    assert parts.validation.class_counts.tolist() == [2, 3, 6]
+    assert parts.test_of == "20% of the labelled images, held out"
+    assert parts.labelled == 56
+
+
+def test_nothing_is_held_out_where_the_source_has_a_test_split() -> None:
+    source = dataset([0, 1, 2] * 10, test=9)
+    parts = partition(configured(data__validation=0.0, downstream__steps=1), source)
+    assert parts.labelled == 30
+    assert seen(parts.test) == seen(source.test)
+    assert parts.test_of == "test images"
+    assert parts.validation is None
+
+
+def test_test_images_without_a_label_are_left_out() -> None:
+    source = dataset([0, 1, 2] * 10)
+    parts = partition(configured(), replace(source, test=flat([0, -1, 2], first=200)))
+    assert seen(parts.test) == {200, 202}
+
+
+def test_nothing_may_be_held_out_at_all() -> None:
+    config = configured(data__holdout=0.0, data__validation=0.0, downstream__steps=1)
+    parts = partition(config, dataset([0, 1, 2]))
+    assert parts.test is None
+    assert parts.validation is None
+    assert len(parts.everything) == len(parts.final) == len(parts.fit) == 3
+
+
+def test_a_class_with_too_few_images_says_so() -> None:
+    with pytest.raises(ValueError, match="class number 2 has 2 labelled images"):
+        partition(configured(data__per_class=3), dataset([0, 1] * 5 + [2, 2]))
+
+
+def test_the_course_has_forty_to_ten_and_four_thousand_four_hundred(bundled: Dataset) -> None:
+    config = configured(data__copies=10, downstream__refit=False, data__draw=None)
+    parts = partition(config, bundled)
+    assert len(parts.fit) == len(parts.final) == len(parts.pretext) == 4400
+    assert parts.fit.class_counts.tolist() == [440] * 10
+    assert parts.validation is not None
+    assert parts.validation.class_counts.tolist() == [10] * 10
+    assert len(torch.unique(parts.fit.sources)) == 400
+
+
+def test_refitting_uses_all_five_thousand_five_hundred(bundled: Dataset) -> None:
+    parts = partition(configured(data__copies=10, data__draw=None), bundled)
+    assert len(parts.final) == len(parts.pretext) == 5500
+    assert int((parts.pretext.labels < 0).sum()) == 1100
+
+
+# --- development ---
+
+
+@pytest.fixture
+def shut(idx_folder: Callable[..., Path]) -> Path:
+    """120 training images, and test files that nothing can open unharmed."""
+    folder = idx_folder(12)
+    for kind in ("images-idx3", "labels-idx1"):
+        (folder / f"t10k-{kind}-ubyte").write_bytes(b"to be opened once, at the end")
+    return folder
+
+
+def test_development_never_opens_the_test_file(shut: Path) -> None:
+    config = configured(data__source=str(shut), data__dev=True)
+    parts = partition(config, datasets.load(config.data))
+    assert parts.test is not None
+    assert len(parts.test) == 20
+    assert "development" in parts.test_of
+    opened = config.updated({"data.dev": False})
+    with pytest.raises(ValueError, match="t10k"):  # that opening it would have been noticed
+        datasets.load(opened.data)
+
+
+def test_development_images_are_in_no_pool(shut: Path) -> None:
+    config = configured(data__source=str(shut), data__dev=True, data__per_class=3)
+    parts = partition(config.updated({"data.unlabelled": True}), datasets.load(config.data))
+    assert parts.test is not None
+    assert parts.labelled == 30
+    assert parts.unlabelled == 100 - 30
+    judged = {image.numpy().tobytes() for image in parts.test.images}
+    assert len(judged) == 20
+    for images in (parts.pretext, parts.final, parts.fit):
+        assert not judged & {image.numpy().tobytes() for image in images.images}

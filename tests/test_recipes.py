@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handful.config import RunConfig, ViewsConfig, parse
+from handful.images import ImageSet
+from handful.recipes import (
+    FEWEST_LESSONS,
+    FEWEST_VIEWS,
+    MILD_DIGITS,
+    MILD_GENERAL,
+    MOST_LESSONS,
+    MOST_VIEWS,
+    RECIPES,
+    RICH_DIGITS,
+    RICH_GENERAL,
+    ink_on_black,
+    recipe_for,
+    sized,
+)
+from handful.views import EXPANSION
+
+every_recipe = pytest.mark.parametrize("name", RECIPES)
+
+
+@pytest.fixture(scope="module")
+def photos() -> ImageSet:
+    """40 colour pictures of nothing."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (40, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    return ImageSet.of(pixels, torch.arange(40) % 4, "abcd")
+
+
+@every_recipe
+def test_a_recipe_is_a_valid_configuration_that_knows_its_name(name: str) -> None:
+    config = RECIPES[name].config
+    assert parse(config.model_dump()) == config
+    assert config.recipe == name
+    assert RECIPES[name].summary
+    assert RECIPES[name].command.startswith("handful train ")
+
+
+@every_recipe
+def test_a_digit_stays_a_digit_in_every_recipe(name: str, few: ImageSet) -> None:
+    """Mirrored or turned far, a digit is another digit or none (a 6 is a 9)."""
+    config = sized(RECIPES[name].config, few, len(few))
+    assert config.preset == "digits"
+    for views in (config.pretext.views, config.downstream.views, EXPANSION):
+        assert not views.flip
+        assert views.rotation <= 30
+        assert views.shear <= 0.5
+        assert views.keep_ink
+
+
+@every_recipe
+def test_sizing_leaves_nothing_open_that_training_needs(name: str, few: ImageSet) -> None:
+    config = sized(RECIPES[name].config, few, len(few))
+    assert config.pretext.steps
+    assert config.downstream.steps
+    assert config.preset != "auto"
+    assert sized(RECIPES[name].config, few, len(few)) == config
+    assert sized(config, few, len(few)) == config
+
+
+def test_sizing_never_overrules_a_number_that_was_given(few: ImageSet) -> None:
+    asked = RECIPES["standard"].config.updated({"pretext.steps": 0, "downstream.steps": 3})
+    config = sized(asked, few, len(few))
+    assert (config.pretext.steps, config.downstream.steps) == (0, 3)
+
+
+@given(st.integers(2, 100_000), st.integers(2, 512), st.integers(1, 512))
+def test_length_follows_the_number_of_images_between_floor_and_ceiling(
+    seen: int, pretext_batch: int, batch: int
+) -> None:
+    images = ImageSet.of(torch.zeros(40, 1, 8, 8, dtype=torch.uint8), torch.arange(40) % 2, "ab")
+    batches = {"pretext.batch_size": pretext_batch, "downstream.batch_size": batch}
+    config = sized(RECIPES["standard"].config.updated(batches), images, seen)
+    assert config.pretext.steps is not None
+    assert config.downstream.steps is not None
+    per_step = 2 * min(pretext_batch, seen)
+    views = config.pretext.steps * per_step
+    assert FEWEST_VIEWS - per_step < views <= MOST_VIEWS
+    lessons = config.downstream.steps * min(batch, 40)
+    assert FEWEST_LESSONS - batch < lessons <= MOST_LESSONS
+
+
+def test_more_images_never_mean_a_shorter_pretext_task(few: ImageSet) -> None:
+    steps = [
+        sized(RECIPES["standard"].config, few, seen).pretext.steps
+        for seen in (256, 500, 1000, 3000, 60_000)
+    ]
+    assert steps == sorted(steps)
+    assert steps[0] < steps[-1]
+
+
+def test_photographs_get_views_for_photographs(photos: ImageSet) -> None:
+    config = sized(RECIPES["standard"].config, photos, len(photos))
+    assert config.preset == "general"
+    assert config.pretext.views == RICH_GENERAL
+    assert config.downstream.views == MILD_GENERAL
+
+
+def test_digits_get_views_for_digits(few: ImageSet) -> None:
+    config = sized(RECIPES["standard"].config, few, len(few))
+    assert config.pretext.views == RICH_DIGITS
+    assert config.downstream.views == MILD_DIGITS
+
+
+def test_a_preset_that_was_asked_for_stands(photos: ImageSet, few: ImageSet) -> None:
+    digits = sized(RECIPES["standard"].config.updated({"preset": "digits"}), photos, 40)
+    assert digits.pretext.views == RICH_DIGITS
+    general = sized(RECIPES["standard"].config.updated({"preset": "general"}), few, 40)
+    assert general.pretext.views == RICH_GENERAL
+
+
+def test_views_that_somebody_chose_stay(photos: ImageSet) -> None:
+    asked = RECIPES["standard"].config.updated({"pretext.views.rotation": 1.0})
+    config = sized(asked, photos, len(photos))
+    assert config.pretext.views == asked.pretext.views
+    assert config.downstream.views == MILD_GENERAL
+
+
+def test_general_views_do_not_take_the_frame_for_ink() -> None:
+    """A photograph is all ink: to keep it in the frame would only ever shrink it."""
+    assert not RICH_GENERAL.keep_ink
+    assert not MILD_GENERAL.keep_ink
+    assert ViewsConfig().keep_ink
+
+
+def test_ink_on_black_is_what_mnist_looks_like(few: ImageSet, photos: ImageSet) -> None:
+    assert ink_on_black(few)
+    assert not ink_on_black(photos)
+    assert not ink_on_black(ImageSet.of(few.images.repeat(1, 3, 1, 1)))
+    assert not ink_on_black(replace(few, images=255 - few.images))
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "expected"),
+    [
+        ("mnist50", None, "demo"),
+        ("photos/", None, "standard"),
+        ("photos/", "demo", "demo"),
+        ("mnist50", "course", "course"),
+    ],
+)
+def test_each_source_has_its_recipe(source: str, name: str | None, expected: str) -> None:
+    config = recipe_for(source, name)
+    assert config.recipe == expected
+    assert config.data.source == source
+    assert config == RECIPES[expected].config.updated({"data.source": source})
+
+
+def test_an_unknown_recipe_suggests_a_near_one() -> None:
+    with pytest.raises(ValueError, match=r"unknown recipe dmeo: did you mean demo\?"):
+        recipe_for("mnist50", "dmeo")
+
+
+def test_an_unknown_recipe_that_is_near_to_none_lists_them() -> None:
+    with pytest.raises(ValueError, match="unknown recipe zzz: there are") as caught:
+        recipe_for("mnist50", "zzz")
+    assert all(name in str(caught.value) for name in RECIPES)
+
+
+def test_the_course_divides_forty_to_ten_and_makes_ten_copies() -> None:
+    config: RunConfig = RECIPES["course"].config
+    assert config.data.copies == 10
+    assert config.data.validation == 0.2
+    assert not config.downstream.refit
+    assert config.tsne
