@@ -38,6 +38,50 @@ TINY: dict[str, Any] = {
     "downstream__batch_size": 32,
     "downstream__checks": 3,
 }
+VIEWS: dict[str, Any] = {
+    "rotation": 20.0,
+    "translation": 0.1,
+    "scale": 0.2,
+    "shear": 0.2,
+    "elastic": 0.03,
+    "elastic_cells": 5,
+    "stroke": 0.6,
+    "blur": 0.5,
+    "gamma": 0.4,
+    "contrast": 0.0,
+    "cutout": 0.3,
+    "flip": False,
+    "keep_ink": True,
+}
+# Every number is spelt out, so that tuning a recipe moves none. The rates are low because AdamW's
+# first steps follow the sign of each gradient: at the usual rates another CPU's rounding moves the
+# losses by a hundredth, at these by about a ten-thousandth.
+FIVE_STEPS: dict[str, Any] = {
+    "device": "cpu",
+    "preset": "digits",
+    "tsne": False,
+    "test_views": 2,
+    "data.validation": 0.0,
+    "network": {"width": 8, "head_hidden": 32, "head_dim": 16},
+    "pretext": {
+        "temperature": 0.5,
+        "steps": 5,
+        "batch_size": 64,
+        "learning_rate": 1e-4,
+        "weight_decay": 0.05,
+        "warmup": 0.1,
+        "views": VIEWS,
+    },
+    "downstream": {
+        "steps": 5,
+        "batch_size": 64,
+        "learning_rate": 1e-4,
+        "weight_decay": 0.05,
+        "warmup": 0.1,
+        "label_smoothing": 0.1,
+        "views": VIEWS,
+    },
+}
 
 
 def bare(source: Path | str, out: Path, **settings: Any) -> Run:
@@ -436,23 +480,12 @@ def test_five_steps_are_the_golden_five(
 ) -> None:
     """Losses of 5 pretext and 5 downstream steps on 60 digits, and the loss on 40 test digits.
 
-    The rate is low because AdamW's first steps follow the sign of each gradient: at the usual one
-    another CPU's rounding moves the losses by a hundredth.
-
     Anything that changes what is computed shows here. Where the change is meant, write the file
     anew and say in the commit why: `pytest tests/test_experiment.py -k golden --golden`.
     """
-    run = bare(
-        idx_folder(6, test=40),
-        tmp_path / "run",
-        data__validation=0.0,
-        pretext__steps=5,
-        pretext__batch_size=64,
-        pretext__learning_rate=1e-4,
-        downstream__steps=5,
-        downstream__batch_size=64,
-        downstream__learning_rate=1e-4,
-    )
+    settings = FIVE_STEPS | {"data.source": str(idx_folder(6, test=40))}
+    with mock.patch.object(report, "draw"), mock.patch.object(report, "write"):
+        run = experiment.run(config.RunConfig().updated(settings), tmp_path / "run")
     rows = [
         json.loads(row)
         for row in (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -466,7 +499,7 @@ def test_five_steps_are_the_golden_five(
         GOLDEN.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
     for name, losses in found.items():
-        assert losses == pytest.approx(golden[name], rel=1e-3), name
+        assert losses == pytest.approx(golden[name], rel=5e-4), name
 
 
 # --- kinds of runs ---
@@ -512,6 +545,16 @@ def test_the_control_gets_as_many_images_where_the_length_is_fixed(
     ).summary
     encoded = summary["images_through_encoder"]
     assert encoded["control"] == pytest.approx(encoded["pretext"] + encoded["downstream"], abs=50)
+
+
+def test_the_control_gets_as_many_images_where_batches_are_smaller_than_asked(
+    idx_folder: IdxFolder, tmp_path: Path
+) -> None:
+    """130 images at a batch size of 125 make batches of 65."""
+    settings = {"data__validation": 0.0, "downstream__batch_size": 125, "control": True}
+    summary = bare(idx_folder(13, 20), tmp_path / "run", **settings).summary
+    encoded = summary["images_through_encoder"]
+    assert 0 <= encoded["control"] - encoded["pretext"] - encoded["downstream"] < 65
 
 
 def test_the_course_tells_what_its_validation_figure_is(source: Path, tmp_path: Path) -> None:

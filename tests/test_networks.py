@@ -188,3 +188,9 @@ def test_timing_a_step_leaves_everything_as_it_was(n: int) -> None:
     assert all(parameter.grad is None for parameter in encoder.parameters())
     for name, value in encoder.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_more_stages_than_an_image_has_halvings_are_refused() -> None:
+    Encoder(1, 28, NetworkConfig(width=4, stages=5))(noise(2))
+    with pytest.raises(ValueError, match=r"network\.stages = 6 .* 28 pixels away: at most 5"):
+        Encoder(1, 28, NetworkConfig(width=4, stages=6))

@@ -273,6 +273,11 @@ def test_a_loss_that_is_no_number_stops_with_advice(few: ImageSet) -> None:
     assert rows[-1]["step"] == rows[-1]["epoch"]
 
 
+def test_a_loss_that_is_no_number_is_found_before_health_is_examined(few: ImageSet) -> None:
+    with pytest.raises(ValueError, match="no longer a number"):
+        Trained(few, changed(steps=2, learning_rate=1e25, warmup=0.0))
+
+
 def test_a_collapsed_representation_stops_with_advice(few: ImageSet) -> None:
     blank = replace(few, images=torch.zeros_like(few.images))
     with pytest.raises(ValueError, match="the representation collapsed, all images look alike"):

@@ -18,6 +18,7 @@ from handful.networks import Encoder, ProjectionHead
 from handful.partition import partition
 from handful.predictor import Predictor
 from handful.recipes import recipe_for, sized
+from handful.splits import batches_per_epoch
 from handful.stages import Row, Session, Trained
 
 
@@ -142,12 +143,17 @@ def _announce(session: Session, encoder: Encoder) -> None:
     session.say(f"to learn from: {parts.final.describe()}")
     pretext, downstream = config.pretext, config.downstream
     assert pretext.steps is not None and downstream.steps is not None
-    first = 2 * pretext.steps * min(pretext.batch_size, len(parts.pretext))
-    then = downstream.steps * min(downstream.batch_size, len(parts.final))
+    first = 2 * pretext.steps * _batch(parts.pretext, pretext.batch_size)
+    then = downstream.steps * _batch(parts.final, downstream.batch_size)
     then *= 1 + (parts.validation is not None and downstream.refit)
     images = (first + then) * (1 + config.control)
     seconds = images * networks.seconds_per_image(encoder, parts.final.images)
     session.say(f"training will take about {max(1, round(seconds / 60))} min at most")
+
+
+def _batch(images: ImageSet, batch_size: int) -> float:
+    """Images of a batch as they come: batches of an epoch are nearly equal."""
+    return len(images) / batches_per_epoch(len(images), batch_size)
 
 
 def _described(session: Session, trained: Trained, seen: int) -> dict[str, Any]:

@@ -43,11 +43,17 @@ class Encoder(nn.Module):
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
         self.register_buffer("std", torch.ones(channels, 1, 1))
         layers: list[nn.Module] = []
-        inputs, width = channels, config.width
+        inputs, width, given = channels, config.width, size
         while size > LARGEST_MAP:
             layers.append(_convolution(inputs, width, stride=2))
             inputs, size = width, (size + 1) // 2
-        for stage in range(config.stages or fitting_stages(size)):
+        stages = config.stages or fitting_stages(size)
+        if size >> (stages - 1) == 0:
+            most = size.bit_length()
+            raise ValueError(
+                f"network.stages = {stages} halves images of {given} pixels away: at most {most}"
+            )
+        for stage in range(stages):
             if stage:
                 layers.append(nn.MaxPool2d(2))
             outputs = width * 2**stage
@@ -108,7 +114,7 @@ def classifier_head(dim: int, classes: int) -> nn.Linear:
     return nn.Linear(dim, classes)
 
 
-INFERENCE_BATCH = 512
+INFERENCE_BATCH = 256
 
 
 def in_parts(function: Callable[[Tensor], Tensor], images: Tensor, *modules: nn.Module) -> Tensor:

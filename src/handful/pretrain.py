@@ -48,10 +48,9 @@ def pretrain(
     being a number, and where the projections collapse into one point.
     """
     assert config.steps is not None
-    if images.sources.numel() == 0 or bool((images.sources == images.sources[0]).all()):
-        raise ValueError(
-            f"the pretext task contrasts images: it needs at least 2, got {len(images)}"
-        )
+    sources = len(images.sources.unique())
+    if sources < 2:
+        raise ValueError(f"the pretext task contrasts images: it needs at least 2, got {sources}")
     device = encoder.mean.device
     network = nn.ModuleList([encoder, head])
     chosen = optimizer([(network, config.learning_rate)], config.optimizer, config.weight_decay)
@@ -85,7 +84,8 @@ def pretrain(
             "loss": float(torch.stack(losses).mean()),
             "learning_rate": rate,
         }
-        if step >= next_check or step == config.steps:
+        due = step >= next_check or step == config.steps
+        if due and math.isfinite(row["loss"]):
             next_check += check_every
             row |= _health(h.detach(), z.detach())
             if validation is not None:
@@ -138,8 +138,8 @@ def _stop_if_ill(row: dict[str, Any]) -> None:
         )
     if row.get("uniformity", -math.inf) > COLLAPSED:
         raise ValueError(
-            f"{where}: the representation collapsed, all images look alike to it; lower "
-            "pretext.learning_rate, or check that the images are not all the same"
+            f"{where}: the representation collapsed, all images look alike to it; "
+            "lower pretext.learning_rate"
         )
 
 

@@ -65,8 +65,12 @@ def batches(n: int, batch_size: int, generator: Generator) -> Iterator[Tensor]:
     to be contrasted with or normalised by, so at a batch size of 2 an odd n gives one batch of 3;
     only n = 1 or a batch size of 1 gives batches of one.
     """
-    parts = -(-n // batch_size)
-    if batch_size > 1 and n > 1:
-        parts = min(parts, n // 2)
     if n:
-        yield from torch.randperm(n, generator=generator).tensor_split(parts)
+        order = torch.randperm(n, generator=generator)
+        yield from order.tensor_split(batches_per_epoch(n, batch_size))
+
+
+def batches_per_epoch(n: int, batch_size: int) -> int:
+    """How many batches `batches` makes of n images."""
+    parts = -(-n // batch_size)
+    return min(parts, n // 2) if batch_size > 1 and n > 1 else parts

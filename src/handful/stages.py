@@ -23,6 +23,7 @@ from handful.partition import Partition
 from handful.predictor import Predictor
 from handful.pretrain import pretrain
 from handful.runs import RunFolder
+from handful.splits import batches_per_epoch
 
 Row = dict[str, Any]
 
@@ -218,8 +219,11 @@ def control(session: Session, untrained: Encoder, seen: int, right: Tensor) -> d
     """
     config, test = session.config.downstream, session.parts.test
     assert test is not None and config.steps is not None
-    more = round(seen / min(config.batch_size, len(session.parts.final)))
-    longer = config.model_copy(update={"steps": config.steps + more, "train_encoder": True})
+    images = len(session.parts.final)
+    more = -(-seen * batches_per_epoch(images, config.batch_size) // images)
+    # a lower rate protects what the pretext task learned; first weights need the full one
+    changes = {"steps": config.steps + more, "train_encoder": True, "encoder_rate": 1.0}
+    longer = config.model_copy(update=changes)
     trained = train_classifier(session, untrained, longer, "control-selection", "control")
     logits = predictor_of(session, trained).logits(test)
     found = metrics.evaluate(logits, test.labels)

@@ -221,7 +221,8 @@ def _blur(x: Tensor, config: ViewsConfig, generator: Generator) -> Tensor:
 
 def _intensity(x: Tensor, config: ViewsConfig, generator: Generator) -> Tensor:
     if config.gamma:
-        x = x ** _per_image(len(x), config.gamma, generator, x.device).exp()
+        # a convolution may leave -1e-8 of a black pixel, and its power is not a number
+        x = x.clamp(min=0) ** _per_image(len(x), config.gamma, generator, x.device).exp()
     if config.contrast:
         mean = x.mean((1, 2, 3), keepdim=True)
         gain = 1 + _per_image(len(x), config.contrast, generator, x.device)

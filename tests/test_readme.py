@@ -1,0 +1,84 @@
+"""The README tells the truth: its commands run, its links lead somewhere, its Python works."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from handful.cli import main
+from handful.datasets import Dataset
+from handful.recipes import RECIPES
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# The commands as they stand, but for the length of training and the size of the network.
+SHORTENED = (
+    "network.width=4", "pretext.steps=2", "pretext.batch_size=32", "downstream.steps=3",
+    "downstream.checks=2", "test_views=1",
+)  # fmt: skip
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[list[str]]:
+    lines = "\n".join(blocks("sh")).splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("handful ")]
+
+
+@pytest.fixture
+def workplace(bundled: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what the README takes for granted: photos of two classes, and one digit."""
+    images = bundled.train
+    for i in range(40):
+        folder = tmp_path / "photos" / images.class_names[int(images.labels[i]) % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images.images[i, 0].numpy()).save(folder / f"{i}.png")
+    shutil.copy(next((tmp_path / "photos").rglob("*.png")), tmp_path / "digit.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_command_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = commands()
+    assert {words[1] for words in found} >= {"train", "predict", "evaluate", "embed", "plot"}
+    for words in found:
+        extra = [f"--set={one}" for one in SHORTENED] if words[1] == "train" else []
+        assert main(words[1:] + extra) == 0, capsys.readouterr().err
+    assert (workplace / "runs" / "mnist50-demo" / "report.html").exists()
+    assert (workplace / "h.npz").exists()
+
+
+def test_its_python_works(workplace: Path) -> None:
+    (code,) = blocks("python")
+    settings = ", ".join(one.replace(".", "__") for one in SHORTENED)
+    shortened = code.replace('recipe="fast")', f'recipe="fast", {settings})')
+    assert shortened != code
+    exec(compile(shortened, "README.md", "exec"), {})
+    assert (workplace / "runs" / "mine" / "summary.json").exists()
+
+
+def test_its_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    assert links
+    for link in links:
+        assert link.startswith("https://") or (ROOT / link).exists(), link
+
+
+def test_it_names_make_targets_that_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"\bmake ([a-z-]+)", README))
+    assert targets >= {"demo", "test"}
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_it_names_recipes_and_commands_that_exist() -> None:
+    for recipe in re.findall(r"--recipe (\w+)", README):
+        assert recipe in RECIPES
