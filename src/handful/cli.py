@@ -33,6 +33,9 @@ app = typer.Typer(
 data = typer.Typer(help="Fetch data sets.")
 app.add_typer(data, name="data")
 
+MANY_FILES = 2000
+"""From here on `predict` takes seconds and shows how far it is."""
+
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `handful train` made.")]
 Source = Annotated[
     str,
@@ -196,7 +199,13 @@ def predict(
     from handful.predictor import Predictor
 
     model = Predictor.load(run, device=device)
-    answers = list(model.predict_files(list(expand(files))))
+    paths = list(expand(files))
+    answers, began = [], time.monotonic()
+    with screen.progress(quiet=len(paths) < MANY_FILES) as progress:
+        for answer in model.predict_files(paths):
+            answers.append(answer)
+            done = {"step": len(answers), "steps": len(paths)}
+            progress.row({"stage": "predict", **done, "seconds": time.monotonic() - began})
     shown = screen.answers_json if as_json else screen.answers_csv if as_csv else screen.answers
     typer.echo(shown(answers))
     unreadable = sum(answer.error is not None for answer in answers)

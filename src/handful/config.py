@@ -96,7 +96,7 @@ class NetworkConfig(Frozen):
 
 
 class PretextConfig(Frozen):
-    """The self-supervised stage."""
+    """The contrastive stage before any classifier: self-supervised, or with labels (`sup_con`)."""
 
     loss: Literal["nt_xent", "sup_con"] = "nt_xent"
     """`nt_xent` sees no label; `sup_con` (Khosla et al. 2020) also draws a class together."""
@@ -106,6 +106,7 @@ class PretextConfig(Frozen):
     batch_size: Annotated[int, Field(ge=2)] = 256
     """Images per step; each gives two views."""
     optimizer: Literal["adamw", "lars"] = "adamw"
+    """LARS adapts each layer's step and wants a learning rate near 1."""
     learning_rate: Positive = 3e-3
     weight_decay: NotNegative = 0.05
     warmup: Fraction = 0.1
@@ -240,7 +241,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no TOML: {error}") from None
+        raise ValueError(f"{path} is not valid TOML: {error}") from None
 
 
 def load(path: Path) -> RunConfig:

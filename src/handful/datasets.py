@@ -57,25 +57,31 @@ def load(config: DataConfig) -> Dataset:
     return dataset
 
 
-def load_images(source: str, preparation: Preparation, class_names: Sequence[str]) -> ImageSet:
+def load_images(
+    source: str,
+    preparation: Preparation,
+    class_names: Sequence[str],
+    *,
+    other_classes: bool = False,
+) -> ImageSet:
     """Images to try a model on, prepared as its own were, with labels numbered as its classes.
 
     source: `mnist50` or a directory with a test split (that split is taken), any other directory of
     idx files or folder of class folders (all of it), or a folder of pictures (unlabelled).
 
     Raises ValueError as `load` does, for files that cannot be read and for class names that are not
-    among `class_names`.
+    among `class_names`; with `other_classes`, images of such classes are unlabelled instead.
     """
     if source == "mnist50":
         images = _bundled(DataConfig()).test
         assert images is not None
-        return _prepared(_matched(images, class_names, source), preparation)
+        return _prepared(_matched(images, class_names, source, other_classes), preparation)
     folder = _folder(source)
     found = idx.find(folder)
     if found:
         part = "test" if "test-images" in found else "train"
         images = _read_idx_part(folder, found, part)
-        return _prepared(_matched(images, class_names, source), preparation)
+        return _prepared(_matched(images, class_names, source, other_classes), preparation)
     parts = [folder / name for name in ("test", "train") if folders.has_folders(folder / name)]
     root = parts[0] if parts else folder
     if folders.has_folders(root):
@@ -85,7 +91,7 @@ def load_images(source: str, preparation: Preparation, class_names: Sequence[str
     if skipped:
         count = f"{len(skipped)} file{'s' * (len(skipped) > 1)} of {source} cannot be read"
         raise ValueError(f"{count}, repair or remove: {skipped[0]}")
-    return _matched(images, class_names, source)
+    return _matched(images, class_names, source, other_classes)
 
 
 def fetch_mnist(out: Path) -> None:
@@ -260,12 +266,14 @@ def _left_out(folder: Path, skipped: list[str]) -> list[str]:
     return notes
 
 
-def _matched(images: ImageSet, class_names: Sequence[str], origin: str) -> ImageSet:
+def _matched(
+    images: ImageSet, class_names: Sequence[str], origin: str, other_classes: bool = False
+) -> ImageSet:
     """The same images with labels numbered as in `class_names`, matched by name."""
     place = {name: number for number, name in enumerate(class_names)}
     occurring = torch.unique(images.labels[images.labels >= 0]).tolist()
     unknown = [name for i in occurring if (name := images.class_names[i]) not in place]
-    if unknown:
+    if unknown and not other_classes:
         raise ValueError(
             f"{origin} has classes that were not trained: {_some(unknown)}; trained were "
             f"{_some(class_names)}"

@@ -21,6 +21,12 @@ from handful.recipes import recipe_for, sized
 from handful.splits import batches_per_epoch
 from handful.stages import Row, Session, Trained
 
+VALIDATION_OF = {
+    True: "the model that chose the length, trained without the labels of these images",
+    False: "the model itself: these images chose its length and did not train it",
+}
+"""Whose figure the validation accuracy is, by whether there was a refit on all labels."""
+
 
 class Run(NamedTuple):
     """A finished run: where it is, and its summary."""
@@ -76,26 +82,30 @@ def run(
         say(note)
     parts = partition(config, dataset)
     config = sized(config, parts.final, len(parts.pretext))
+    folder = runs.RunFolder(out)
+    session = Session(config, device, dataset, parts, folder, on_row or (lambda row: None), say)
+    # before the folder is claimed: a network that cannot be built leaves none behind
+    encoder, head = stages.fresh_networks(session)
     claimed = runs.claim(out, config, overwrite)
     if isinstance(claimed, dict):
         say(f"{out} is complete: nothing to do")
         return Run(out, claimed)
-    session = Session(config, device, dataset, parts, claimed, on_row or (lambda row: None), say)
-    summary, arrays = _carry_out(session)
-    claimed.write_arrays(arrays)
+    summary, arrays = _carry_out(session, encoder, head)
+    folder.write_arrays(arrays)
     say("writing the report")
     with session.stage("report"):
         report.draw(out)
     summary |= {"stages": session.stages, "seconds": time.time() - began}
     report.write(out, summary)
-    claimed.write_summary(summary)
-    return Run(out, claimed.summary())
+    folder.write_summary(summary)
+    return Run(out, folder.summary())
 
 
-def _carry_out(session: Session) -> tuple[dict[str, Any], Arrays]:
+def _carry_out(
+    session: Session, encoder: Encoder, head: ProjectionHead
+) -> tuple[dict[str, Any], Arrays]:
     """All stages in their order: the summary, and the arrays that figures are drawn from."""
     config, parts = session.config, session.parts
-    encoder, head = stages.fresh_networks(session)
     _announce(session, encoder)
     untrained = deepcopy(encoder)
     seen = stages.pretext_task(session, encoder, head)
@@ -109,13 +119,16 @@ def _carry_out(session: Session) -> tuple[dict[str, Any], Arrays]:
             found, shown, right = stages.score(session, predictor, parts.test)
         summary, arrays = summary | found, arrays | shown
         if config.control and seen:
-            summary |= stages.control(session, untrained, seen, right)
+            encoded = seen + trained.encoded
+            summary |= stages.control(session, untrained, encoded, right)
             summary["images_through_encoder"]["control"] = summary.pop("control_images")
         if config.tsne:
             session.say("drawing maps of the representation")
             with session.stage("maps"):
                 arrays |= _maps(session, parts.test, untrained, trained.encoder)
     if len(parts.everything) > len(parts.final):
+        # the map is of the encoder that was tested; another one's h has no place on it
+        arrays.pop("map_h", None)
         predictor = stages.kept(session, encoder, trained)
     predictor.save(session.folder.model)
     return summary, arrays
@@ -143,12 +156,14 @@ def _announce(session: Session, encoder: Encoder) -> None:
     session.say(f"to learn from: {parts.final.describe()}")
     pretext, downstream = config.pretext, config.downstream
     assert pretext.steps is not None and downstream.steps is not None
+    keeping = len(parts.everything) > len(parts.final)
     first = 2 * pretext.steps * _batch(parts.pretext, pretext.batch_size)
     then = downstream.steps * _batch(parts.final, downstream.batch_size)
     then *= 1 + (parts.validation is not None and downstream.refit)
+    then += downstream.steps * _batch(parts.everything, downstream.batch_size) * keeping
     images = (first + then) * (1 + config.control)
     seconds = images * networks.seconds_per_image(encoder, parts.final.images)
-    session.say(f"training will take about {max(1, round(seconds / 60))} min at most")
+    session.say(f"training will take about {max(1, round(seconds / 60))} min")
 
 
 def _batch(images: ImageSet, batch_size: int) -> float:
@@ -164,7 +179,7 @@ def _described(session: Session, trained: Trained, seen: int) -> dict[str, Any]:
         "recipe": config.recipe,
         "source": config.data.source,
         "per_class": config.data.per_class,
-        "draw": config.data.draw,
+        "draw": config.data.draw if config.data.per_class else None,
         "seed": config.seed,
         "dev": config.data.dev,
         "labelled_images": parts.labelled,
@@ -177,9 +192,7 @@ def _described(session: Session, trained: Trained, seen: int) -> dict[str, Any]:
         "validation_accuracy": validation.accuracy if validation else None,
         "validation_interval": validation.interval if validation else None,
         "validation_images": validation.images if validation else 0,
-        "validation_of": "the model that chose the length, trained without these images"
-        if refit
-        else "the model itself: these images chose its length and did not train it",
+        "validation_of": None if validation is None else VALIDATION_OF[refit],
         "selected_step": trained.step,
         "images_through_encoder": {"pretext": seen, "downstream": trained.encoded},
         "encoder_parameters": networks.parameters(trained.encoder),
@@ -205,11 +218,15 @@ def evaluate(run: Path, source: str, device: str = "auto") -> dict[str, Any]:
 def embed(run: Path, source: str, out: Path, device: str = "auto") -> int:
     """Write representations of a source's images to `out`; how many there were.
 
+    Classes that the run was not trained on are welcome: their images get the label -1.
+
     The archive holds h float32 (N, D), labels int64 (N,), class_names, paths where images were
     files, and, where the run has a t-SNE map, xy float32 (N, 2): their places on it.
     """
     predictor = Predictor.load(run, device)
-    images = datasets.load_images(source, predictor.preparation, predictor.class_names)
+    images = datasets.load_images(
+        source, predictor.preparation, predictor.class_names, other_classes=True
+    )
     h = predictor.embed(images)
     arrays: dict[str, Any] = {
         "h": h,
@@ -219,7 +236,7 @@ def embed(run: Path, source: str, out: Path, device: str = "auto") -> int:
     if images.paths:
         arrays["paths"] = np.array(images.paths)
     drawn = runs.RunFolder(run).arrays()
-    if "map_xy" in drawn:
+    if "map_h" in drawn:
         arrays["xy"] = maps.Map(drawn["map_h"], drawn["map_xy"]).place(h)
     with out.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)

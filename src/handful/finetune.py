@@ -15,8 +15,8 @@ from torch import Generator, Tensor, nn
 from handful.config import DownstreamConfig
 from handful.images import ImageSet
 from handful.networks import Encoder, classify
-from handful.optim import average, optimizer, set_rate, warmup_cosine
-from handful.splits import batches
+from handful.optim import average, optimizer, set_rate, training_row, warmup_cosine
+from handful.splits import ROW_STEPS, batches_per_epoch, endless_batches
 from handful.views import view
 
 OnRow = Callable[[dict[str, Any]], None]
@@ -57,40 +57,29 @@ def finetune(
     images, validation = images.to(device), validation and validation.to(device)
     network = nn.ModuleList([encoder, classifier])
     encoder.requires_grad_(config.train_encoder)
-    rates: list[tuple[nn.Module, float]] = [(classifier, config.learning_rate)]
-    if config.train_encoder:
-        rates.append((encoder, config.learning_rate * config.encoder_rate))
-    chosen = optimizer(rates, config.optimizer, config.weight_decay)
+    chosen = _optimizer(encoder, classifier, config)
     averaged = average(network, config.ema)
     watch = _Watch(config, validation)
     end, began = min(stop_at or config.steps, config.steps), time.perf_counter()
-    step = epoch = encoded = 0
-    while step < end and not watch.done:
+    per_epoch, encoded = batches_per_epoch(len(images), config.batch_size), 0
+    losses: list[Tensor] = []
+    stream = endless_batches(len(images), config.batch_size, generator)
+    for step, index in zip(range(1, end + 1), stream, strict=False):
         network.train()
         encoder.train(config.train_encoder)
-        losses: list[Tensor] = []
-        for index in batches(len(images), config.batch_size, generator):
-            if step == end:
-                break
-            rate = set_rate(chosen, warmup_cosine(step, config.steps, config.warmup))
-            loss = _loss(encoder, classifier, images.select(index.to(device)), config, generator)
-            chosen.zero_grad()
-            loss.backward()
-            chosen.step()
-            if averaged:
-                averaged.update_parameters(network)
-            losses.append(loss.detach())  # stays on the device: .item() would stall every step
-            step, encoded = step + 1, encoded + len(index)
-        epoch += 1
-        row: dict[str, Any] = {
-            "stage": stage,
-            "step": step,
-            "steps": config.steps,
-            "epoch": epoch,
-            "seconds": time.perf_counter() - began,
-            "loss": float(torch.stack(losses).mean()),
-            "learning_rate": rate,
-        }
+        rate = set_rate(chosen, warmup_cosine(step - 1, config.steps, config.warmup))
+        loss = _loss(encoder, classifier, images, index.to(device), config, generator)
+        chosen.zero_grad()
+        loss.backward()
+        chosen.step()
+        if averaged:
+            averaged.update_parameters(network)
+        losses.append(loss.detach())  # stays on the device: .item() would stall every step
+        encoded += len(index)
+        if not (step == end or step % per_epoch % ROW_STEPS == 0):
+            continue
+        row = training_row(stage, step, config.steps, per_epoch, began, losses, rate)
+        losses = []
         if not math.isfinite(row["loss"]):
             raise ValueError(
                 f"{stage} at step {step} of {config.steps}: the loss is no longer a number; "
@@ -98,6 +87,8 @@ def finetune(
             )
         current = averaged.module if averaged else network
         on_row(row | watch.check(current, step, last=step == end))
+        if watch.done:
+            break
     encoder.requires_grad_(True)
     if watch.best:
         network.load_state_dict(watch.best)
@@ -106,18 +97,29 @@ def finetune(
     return Length(step, encoded)
 
 
+def _optimizer(
+    encoder: Encoder, classifier: nn.Linear, config: DownstreamConfig
+) -> torch.optim.Optimizer:
+    encoder_rate = config.learning_rate * config.encoder_rate
+    rates = [(classifier, config.learning_rate), (encoder, encoder_rate)]
+    return optimizer(rates, config.optimizer, config.weight_decay)
+
+
 def _loss(
     encoder: Encoder,
     classifier: nn.Linear,
-    batch: ImageSet,
+    images: ImageSet,
+    index: Tensor,
     config: DownstreamConfig,
     generator: Generator,
 ) -> Tensor:
     """The step itself: smoothed cross-entropy of one view of each image."""
-    x = view(batch.images, config.views, generator)
+    x = view(images.images[index], config.views, generator)
     with torch.set_grad_enabled(config.train_encoder):
         h = encoder(x)
-    return F.cross_entropy(classifier(h), batch.labels, label_smoothing=config.label_smoothing)
+    return F.cross_entropy(
+        classifier(h), images.labels[index], label_smoothing=config.label_smoothing
+    )
 
 
 class _Watch:
@@ -139,7 +141,7 @@ class _Watch:
         return self.without_gain >= self.patience
 
     def check(self, network: nn.Module, step: int, *, last: bool) -> dict[str, Any]:
-        """Measure at the end of an epoch where a check is due; the figures, else nothing."""
+        """Measure where a check is due; the figures, else nothing."""
         if self.validation is None or (step < self.due and not last):
             return {}
         self.due = step + self.every

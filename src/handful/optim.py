@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, overload
 
 import torch
@@ -53,7 +54,7 @@ class LARS(torch.optim.Optimizer):
 
 
 def optimizer(
-    rates: Iterable[tuple[nn.Module, float]],
+    rates: Sequence[tuple[nn.Module, float]],
     kind: Literal["adamw", "lars"],
     weight_decay: float,
 ) -> torch.optim.Optimizer:
@@ -97,3 +98,27 @@ def average(module: nn.Module, decay: float) -> AveragedModel | None:
     if decay == 0:
         return None
     return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def training_row(
+    stage: str,
+    step: int,
+    steps: int,
+    per_epoch: int,
+    began: float,
+    losses: list[Tensor],
+    rate: float,
+) -> dict[str, Any]:
+    """A row of metrics.jsonl: `losses` are scalars of the steps since the row before.
+
+    began: `time.perf_counter()` at the first step. per_epoch: steps of an epoch.
+    """
+    return {
+        "stage": stage,
+        "step": step,
+        "steps": steps,
+        "epoch": -(-step // per_epoch),
+        "seconds": time.perf_counter() - began,
+        "loss": float(torch.stack(losses).mean()),
+        "learning_rate": rate,
+    }

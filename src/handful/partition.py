@@ -17,6 +17,8 @@ from handful.images import ImageSet, concatenate
 from handful.splits import draw, split
 from handful.views import expand
 
+HELD_OUT = "labelled images held out; the model that is kept was then trained on these as well"
+
 
 class Partition(NamedTuple):
     """The images of a run, by what they are for."""
@@ -56,6 +58,7 @@ def partition(config: RunConfig, dataset: Dataset) -> Partition:
     kept, held_out = labelled, None
     if dataset.test is None and data.holdout:
         kept, held_out = _split(labelled, data.holdout, generator)
+    # a class keeps its last source: where all have one only, nothing can be held out
     fit, validation = kept, None
     if data.validation:
         fit, validation = _split(kept, data.validation, generator)
@@ -80,15 +83,17 @@ def partition(config: RunConfig, dataset: Dataset) -> Partition:
         pretext=concatenate([seen, pool]) if len(pool) else seen,
         everything=everything,
         test=held_out if dataset.test is None else dataset.test.labelled(),
-        test_of=_test_of(config, dataset),
+        test_of=dataset.test_of if held_out is None else HELD_OUT,
         labelled=len(kept),
         unlabelled=len(pool),
     )
 
 
-def _split(images: ImageSet, share: float, generator: torch.Generator) -> tuple[ImageSet, ImageSet]:
+def _split(
+    images: ImageSet, share: float, generator: torch.Generator
+) -> tuple[ImageSet, ImageSet | None]:
     keep, held = split(images.labels, images.sources, share, generator)
-    return images.select(keep), images.select(held)
+    return images.select(keep), images.select(held) if len(held) else None
 
 
 def _pool(config: RunConfig, images: ImageSet, drawn: Tensor) -> ImageSet:
@@ -101,9 +106,3 @@ def _pool(config: RunConfig, images: ImageSet, drawn: Tensor) -> ImageSet:
     if not config.data.unlabelled:
         apart &= images.labels < 0
     return images.select(apart).without_labels()
-
-
-def _test_of(config: RunConfig, dataset: Dataset) -> str:
-    if dataset.test is not None:
-        return dataset.test_of
-    return f"{config.data.holdout:.0%} of the labelled images, held out"

@@ -16,12 +16,13 @@ from handful.images import ImageSet
 from handful.losses import nt_xent, sup_con
 from handful.metrics import alignment, effective_rank, knn_accuracy, uniformity
 from handful.networks import Encoder, ProjectionHead, represent
-from handful.optim import average, optimizer, set_rate, warmup_cosine
-from handful.splits import batches
+from handful.optim import average, optimizer, set_rate, training_row, warmup_cosine
+from handful.splits import ROW_STEPS, batches_per_epoch, endless_batches
 from handful.views import two_views
 
 HEALTH_CHECKS = 12
 """How often the representation is examined over the whole length."""
+KNN_BANK = 5000
 COLLAPSED = -0.05
 """Uniformity above this means that all projections point the same way (0 is a single point)."""
 
@@ -56,40 +57,32 @@ def pretrain(
     chosen = optimizer([(network, config.learning_rate)], config.optimizer, config.weight_decay)
     averaged = average(network, config.ema)
     images, began = images.to(device), time.perf_counter()
-    step = epoch = encoded = 0
+    per_epoch = batches_per_epoch(len(images), config.batch_size)
     check_every = max(1, config.steps // HEALTH_CHECKS)
-    next_check = check_every
-    while step < config.steps:
+    next_check, encoded = check_every, 0
+    losses: list[Tensor] = []
+    stream = endless_batches(len(images), config.batch_size, generator)
+    for step, index in zip(range(1, config.steps + 1), stream, strict=False):
         network.train()
-        losses: list[Tensor] = []
-        for index in batches(len(images), config.batch_size, generator):
-            if step == config.steps:
-                break
-            rate = set_rate(chosen, warmup_cosine(step, config.steps, config.warmup))
-            loss, h, z = _loss(encoder, head, images.select(index.to(device)), config, generator)
-            chosen.zero_grad()
-            loss.backward()
-            chosen.step()
-            if averaged:
-                averaged.update_parameters(network)
-            losses.append(loss.detach())  # stays on the device: .item() would stall every step
-            step, encoded = step + 1, encoded + 2 * len(index)
-        epoch += 1
-        row: dict[str, Any] = {
-            "stage": "pretext",
-            "step": step,
-            "steps": config.steps,
-            "epoch": epoch,
-            "seconds": time.perf_counter() - began,
-            "loss": float(torch.stack(losses).mean()),
-            "learning_rate": rate,
-        }
-        due = step >= next_check or step == config.steps
-        if due and math.isfinite(row["loss"]):
+        rate = set_rate(chosen, warmup_cosine(step - 1, config.steps, config.warmup))
+        loss, h, z = _loss(encoder, head, images, index.to(device), config, generator)
+        chosen.zero_grad()
+        loss.backward()
+        chosen.step()
+        if averaged:
+            averaged.update_parameters(network)
+        losses.append(loss.detach())  # stays on the device: .item() would stall every step
+        encoded += 2 * len(index)
+        last = step == config.steps
+        if not (last or step % per_epoch % ROW_STEPS == 0):
+            continue
+        row = training_row("pretext", step, config.steps, per_epoch, began, losses, rate)
+        losses = []
+        if (last or step >= next_check) and math.isfinite(row["loss"]):
             next_check += check_every
-            row |= _health(h.detach(), z.detach())
+            row |= _health(h.detach().cpu(), z.detach().cpu())
             if validation is not None:
-                row["knn_accuracy"] = _knn(encoder, images, validation.to(device))
+                row["knn_accuracy"] = _knn(encoder, images, validation)
         on_row(row)
         _stop_if_ill(row)
     if averaged:
@@ -100,7 +93,8 @@ def pretrain(
 def _loss(
     encoder: Encoder,
     head: ProjectionHead,
-    batch: ImageSet,
+    images: ImageSet,
+    index: Tensor,
     config: PretextConfig,
     generator: Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,14 +102,15 @@ def _loss(
 
     Both views pass the network together, so batch norm sees one mixed batch.
     """
-    x_a, x_b = two_views(batch.images, config.views, generator)
+    x_a, x_b = two_views(images.images[index], config.views, generator)
     h = encoder(torch.cat([x_a, x_b]))
     z = head(h)
     z_a, z_b = z.chunk(2)
+    sources = images.sources[index]
     if config.loss == "sup_con":
-        loss = sup_con(z_a, z_b, batch.labels, config.temperature, batch.sources)
+        loss = sup_con(z_a, z_b, images.labels[index], config.temperature, sources)
     else:
-        loss = nt_xent(z_a, z_b, config.temperature, batch.sources)
+        loss = nt_xent(z_a, z_b, config.temperature, sources)
     return loss, h, z
 
 

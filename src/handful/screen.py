@@ -23,6 +23,7 @@ STAGES = {
     "keeping": "classifier, on all labels",
     "control-selection": "control: choosing the length",
     "control": "control: classifier",
+    "predict": "reading images",
 }
 FIGURES = {
     "loss": "loss",
@@ -85,8 +86,8 @@ class Lines(Progress):
         if parts > self.parts:
             self.parts = parts
             name = STAGES.get(self.stage, self.stage)
-            step = f"step {row['step']} of {row['steps']}"
-            self.say(f"{name}: {step}, {_figures(self.latest)}, {_time(row)}")
+            step = f"{name}: step {row['step']} of {row['steps']}"
+            self.say(", ".join(filter(None, [step, _figures(self.latest), _time(row)])))
 
 
 class Bars(Progress):

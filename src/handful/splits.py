@@ -8,6 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch import Generator, Tensor
 
+ROW_STEPS = 50
+"""Training reports at the end of each epoch, and within a long one after so many steps."""
+
 
 def draw(labels: Tensor, per_class: int, draw: int | None) -> Tensor:
     """Which `per_class` images of each class are labelled: int64, ascending positions in `labels`.
@@ -68,6 +71,12 @@ def batches(n: int, batch_size: int, generator: Generator) -> Iterator[Tensor]:
     if n:
         order = torch.randperm(n, generator=generator)
         yield from order.tensor_split(batches_per_epoch(n, batch_size))
+
+
+def endless_batches(n: int, batch_size: int, generator: Generator) -> Iterator[Tensor]:
+    """Epoch after epoch of `batches`."""
+    while n:
+        yield from batches(n, batch_size, generator)
 
 
 def batches_per_epoch(n: int, batch_size: int) -> int:

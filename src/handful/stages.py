@@ -81,7 +81,7 @@ def fresh_networks(session: Session) -> tuple[Encoder, ProjectionHead]:
 def _seeded(generator: torch.Generator) -> Iterator[None]:
     """PyTorch's layers draw their first weights from global randomness: lend it, give it back."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator.initial_seed())
+        torch.default_generator.manual_seed(generator.initial_seed())
         yield
 
 
@@ -106,25 +106,19 @@ def pretext_task(session: Session, encoder: Encoder, head: ProjectionHead) -> in
     return encoded
 
 
-def train_classifier(
-    session: Session,
-    encoder: Encoder,
-    config: DownstreamConfig,
-    choosing: str = "selection",
-    name: str = "downstream",
-) -> Trained:
+def train_classifier(session: Session, encoder: Encoder, config: DownstreamConfig) -> Trained:
     """Choose the length on validation, then train on all labels for that length.
 
-    `encoder` is left as it is. choosing, name: what the two stages are called.
+    `encoder` is left as it is.
     """
     parts = session.parts
     if parts.validation is None:
-        return _fitted(session, encoder, parts.final, config, name)
-    choosing = choosing if config.refit else name
-    chosen = _fitted(session, encoder, parts.fit, config, choosing, validation=parts.validation)
+        return _fitted(session, encoder, parts.final, config, "downstream")
+    name = "selection" if config.refit else "downstream"
+    chosen = _fitted(session, encoder, parts.fit, config, name, validation=parts.validation)
     if not config.refit:
         return chosen
-    last = _fitted(session, encoder, parts.final, config, name, stop_at=chosen.step)
+    last = _fitted(session, encoder, parts.final, config, "downstream", stop_at=chosen.step)
     return last._replace(
         temperature=chosen.temperature,
         validation=chosen.validation,
@@ -199,7 +193,7 @@ def score(
         "test_accuracy": found.accuracy,
         "test_interval": found.interval,
         "test_images": found.images,
-        "test_accuracy_single_view": float(single.float().mean()),
+        "test_accuracy_single_view": int(single.sum()) / len(single),
         "calibration": {
             "temperature": predictor.temperature,
             "ece": found.ece,
@@ -212,27 +206,27 @@ def score(
     return summary, exhibits.mistakes(test, probabilities), right
 
 
-def control(session: Session, untrained: Encoder, seen: int, right: Tensor) -> dict[str, Any]:
-    """The same network and views without the pretext task, for as many images more.
+def control(session: Session, untrained: Encoder, encoded: int, right: Tensor) -> dict[str, Any]:
+    """The same network, first weights and labels without the pretext task, trained as a classifier.
 
-    seen: images that the pretext task passed through the encoder. right: bool (T,), ours.
+    Its length is fixed so that as many images pass its encoder as passed ours in all stages, on a
+    schedule that ends there: nothing that it could have learned is cut off.
+    encoded: how many those were. right: bool (T,), our answers.
     """
-    config, test = session.config.downstream, session.parts.test
-    assert test is not None and config.steps is not None
-    images = len(session.parts.final)
-    more = -(-seen * batches_per_epoch(images, config.batch_size) // images)
+    config, parts = session.config.downstream, session.parts
+    assert parts.test is not None
+    batches = batches_per_epoch(len(parts.final), config.batch_size)
+    steps = -(-encoded * batches // len(parts.final))
     # a lower rate protects what the pretext task learned; first weights need the full one
-    changes = {"steps": config.steps + more, "train_encoder": True, "encoder_rate": 1.0}
-    longer = config.model_copy(update=changes)
-    trained = train_classifier(session, untrained, longer, "control-selection", "control")
-    logits = predictor_of(session, trained).logits(test)
-    found = metrics.evaluate(logits, test.labels)
-    difference, low, high = metrics.paired_difference(right, logits.argmax(1) == test.labels)
-    validation = trained.validation
+    changes = {"steps": steps, "train_encoder": True, "encoder_rate": 1.0}
+    trained = _fitted(session, untrained, parts.final, config.model_copy(update=changes), "control")
+    logits = predictor_of(session, trained).logits(parts.test)
+    found = metrics.evaluate(logits, parts.test.labels)
+    ours, theirs = right, logits.argmax(1) == parts.test.labels
+    difference, low, high = metrics.paired_difference(ours, theirs)
     return {
         "control_test_accuracy": found.accuracy,
         "control_interval": found.interval,
-        "control_validation_accuracy": validation.accuracy if validation else None,
         "control_difference": {"difference": difference, "interval": [low, high]},
         "control_images": trained.encoded,
     }
