@@ -16,7 +16,7 @@ from handful import datasets
 from handful.config import RunConfig
 from handful.datasets import Dataset
 from handful.images import ImageSet
-from handful.partition import Partition, partition
+from handful.partition import HELD_OUT, Partition, partition
 from handful.pictures import Preparation
 
 NAMES = ("a", "b", "c")
@@ -189,7 +189,7 @@ def test_a_share_of_each_class_is_held_out() -> None:
     assert parts.validation is not None
     assert parts.test.class_counts.tolist() == [2, 4, 8]
     assert parts.validation.class_counts.tolist() == [2, 3, 6]
-    assert parts.test_of == "20% of the labelled images, held out"
+    assert parts.test_of == HELD_OUT
     assert parts.labelled == 56
 
 
@@ -270,3 +270,14 @@ def test_development_images_are_in_no_pool(shut: Path) -> None:
     assert len(judged) == 20
     for images in (parts.pretext, parts.final, parts.fit):
         assert not judged & {image.numpy().tobytes() for image in images.images}
+
+
+def test_one_image_a_class_leaves_nothing_to_hold_out() -> None:
+    """What cannot be split off is None, and training goes on without it."""
+    images = ImageSet.of(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.arange(3), "abc")
+    dataset = Dataset(images, None, "", "three", Preparation("letterbox", 8, 1), False, ())
+    parts = partition(RunConfig(), dataset)
+    assert parts.validation is None
+    assert parts.test is None
+    assert parts.test_of == ""
+    assert len(parts.final) == len(parts.everything) == 3

@@ -154,6 +154,10 @@ def _announce(session: Session, encoder: Encoder) -> None:
     """Say what there is to learn from, and about how long it will take."""
     config, parts = session.config, session.parts
     session.say(f"to learn from: {parts.final.describe()}")
+    if config.data.validation and parts.validation is None:
+        session.say("too few images for validation: the length of training is fixed")
+    if parts.test is None:
+        session.say("no test images: nothing will say how accurate the classifier is")
     pretext, downstream = config.pretext, config.downstream
     assert pretext.steps is not None and downstream.steps is not None
     keeping = len(parts.everything) > len(parts.final)

@@ -21,8 +21,7 @@ STAGES = {
     "selection": "choosing the length",
     "downstream": "classifier",
     "keeping": "classifier, on all labels",
-    "control-selection": "control: choosing the length",
-    "control": "control: classifier",
+    "control": "control",
     "predict": "reading images",
 }
 FIGURES = {

@@ -107,7 +107,6 @@ def _classifier_panels(rows: Rows) -> list[_Panel]:
     stages = {row.get("stage") for row in rows}
     # Without a refit, the model that chose its length is the one that is kept.
     ours = "selection" if "selection" in stages else "downstream"
-    theirs = "control-selection" if "control-selection" in stages else "control"
     final = _series(rows, "downstream", "loss") or _series(rows, "selection", "loss")
     panels = [_Panel("Classifier loss", _series(rows, "control", "loss", CONTROL) + final)]
     best = [row for row in rows if row.get("stage") == ours and row.get("best")]
@@ -117,8 +116,7 @@ def _classifier_panels(rows: Rows) -> list[_Panel]:
     ):
         chosen = best[-1] if best and _finite(best[-1].get(key)) else None
         mark = (float(chosen["step"]), float(chosen[key])) if chosen else None
-        lines = _series(rows, theirs, key, CONTROL) + _series(rows, ours, key)
-        panels.append(_Panel(title, lines, key == "validation_accuracy", mark))
+        panels.append(_Panel(title, _series(rows, ours, key), key == "validation_accuracy", mark))
     return [panel for panel in panels if panel.lines]
 
 
