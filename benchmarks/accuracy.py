@@ -226,9 +226,9 @@ code, looked at the test set on one draw of their own; none of their figures is 
 ## What the pretext task is worth
 
 The paired gain over the control stands in the table above: `demo` contrasts with labels (SupCon),
-`course` without (NT-Xent). Rates, lengths and losses were compared with `--dev` at 50 labels a class
-(accuracy on training images 50,000–59,999; no results, since such figures chose the recipes). The
-control had fewer such trials than the pretext task, so a gain may be flattered by them.
+`course` without (NT-Xent). Rates, lengths and losses were compared with `--dev` at 50 labels a
+class (accuracy on training images 50,000–59,999; no results, since such figures chose the recipes).
+The control had fewer such trials than the pretext task, so a gain may be flattered by them.
 
 | recipe | commit | changed | draws | images through the encoder | accuracy |
 |---|---|---|---|---|---|
