@@ -221,8 +221,9 @@ How it was done: constants of the recipes were chosen with `--dev` on draws 0–
 else (the draws used are listed below). The recipes were committed, then run on these draws against
 the test set. It was opened {opened} times for the rows in that file, earlier commits included. The
 seed is 0 everywhere; nothing was picked among runs. Trying the commands on `mnist50` also scores
-test images, a few times while this was written; no recipe was chosen by that. First explorations, before this project had
-code, looked at the test set on one draw of their own; none of their figures is used here.
+test images, a few times while this was written; no recipe was chosen by that. First explorations,
+before this project had code, looked at the test set on one draw of their own; none of their
+figures is used here.
 
 ## What the pretext task is worth
 
