@@ -635,6 +635,17 @@ def test_embed_places_points_on_the_map(whole: Whole, tmp_path: Path) -> None:
     assert np.median(own) < 0.3 * np.median(distances)
 
 
+def test_embed_takes_classes_that_were_not_trained(whole: Whole, tmp_path: Path) -> None:
+    folder = tmp_path / "letters" / "Q"
+    folder.mkdir(parents=True)
+    Image.fromarray(np.full((28, 28), 9, np.uint8)).save(folder / "q.png")
+    assert embed(whole.path, str(folder.parent), tmp_path / "h.npz", "cpu") == 1
+    with np.load(tmp_path / "h.npz") as arrays:
+        assert arrays["labels"].tolist() == [-1]
+    with pytest.raises(ValueError, match="classes that were not trained: Q"):
+        evaluate(whole.path, str(folder.parent), "cpu")
+
+
 def test_embed_knows_files_and_does_without_a_map(
     source: Path, tmp_path: Path, bundled: datasets.Dataset
 ) -> None:

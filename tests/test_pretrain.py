@@ -71,6 +71,13 @@ def test_rows_tell_how_training_went(few: ImageSet) -> None:
     assert seconds == sorted(seconds)
 
 
+def test_long_epochs_report_on_the_way(few: ImageSet) -> None:
+    with mock.patch.object(module, "ROW_STEPS", 3):
+        rows = Trained(few, changed(steps=12, batch_size=5)).rows
+    assert [row["step"] for row in rows] == [3, 6, 8, 11, 12]  # eight batches make an epoch
+    assert [row["epoch"] for row in rows] == [1, 1, 1, 2, 2]
+
+
 def test_the_pretext_task_is_learnt(few: ImageSet) -> None:
     losses = [row["loss"] for row in Trained(few, changed(steps=25)).rows]
     assert sum(losses[-5:]) / 5 < sum(losses[:5]) / 5 - 0.4

@@ -58,7 +58,6 @@ def partition(config: RunConfig, dataset: Dataset) -> Partition:
     kept, held_out = labelled, None
     if dataset.test is None and data.holdout:
         kept, held_out = _split(labelled, data.holdout, generator)
-    # a class keeps its last source: where all have one only, nothing can be held out
     fit, validation = kept, None
     if data.validation:
         fit, validation = _split(kept, data.validation, generator)
@@ -92,6 +91,7 @@ def partition(config: RunConfig, dataset: Dataset) -> Partition:
 def _split(
     images: ImageSet, share: float, generator: torch.Generator
 ) -> tuple[ImageSet, ImageSet | None]:
+    """What stays and what is held out: None where every class has one source, which it keeps."""
     keep, held = split(images.labels, images.sources, share, generator)
     return images.select(keep), images.select(held) if len(held) else None
 
