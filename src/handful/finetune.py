@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 from handful.config import DownstreamConfig
 from handful.images import ImageSet
 from handful.networks import Encoder, classify
-from handful.optim import average, optimizer, set_rate, training_row, warmup_cosine
+from handful.optim import average, descend, optimizer, set_rate, training_row, warmup_cosine
 from handful.splits import ROW_STEPS, batches_per_epoch, endless_batches
 from handful.views import view
 
@@ -69,11 +69,7 @@ def finetune(
         encoder.train(config.train_encoder)
         rate = set_rate(chosen, warmup_cosine(step - 1, config.steps, config.warmup))
         loss = _loss(encoder, classifier, images, index.to(device), config, generator)
-        chosen.zero_grad()
-        loss.backward()
-        chosen.step()
-        if averaged:
-            averaged.update_parameters(network)
+        descend(chosen, loss, network, averaged)
         losses.append(loss.detach())  # stays on the device: .item() would stall every step
         encoded += len(index)
         if not (step == end or step % per_epoch % ROW_STEPS == 0):

@@ -100,6 +100,17 @@ def average(module: nn.Module, decay: float) -> AveragedModel | None:
     return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
+def descend(
+    chosen: torch.optim.Optimizer, loss: Tensor, network: nn.Module, averaged: AveragedModel | None
+) -> None:
+    """One step of the optimiser down the gradient of `loss`, and the average brought up to date."""
+    chosen.zero_grad()
+    loss.backward()
+    chosen.step()
+    if averaged:
+        averaged.update_parameters(network)
+
+
 def training_row(
     stage: str,
     step: int,

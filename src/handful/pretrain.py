@@ -16,7 +16,7 @@ from handful.images import ImageSet
 from handful.losses import nt_xent, sup_con
 from handful.metrics import alignment, effective_rank, knn_accuracy, uniformity
 from handful.networks import Encoder, ProjectionHead, represent
-from handful.optim import average, optimizer, set_rate, training_row, warmup_cosine
+from handful.optim import average, descend, optimizer, set_rate, training_row, warmup_cosine
 from handful.splits import ROW_STEPS, batches_per_epoch, endless_batches
 from handful.views import two_views
 
@@ -66,11 +66,7 @@ def pretrain(
         network.train()
         rate = set_rate(chosen, warmup_cosine(step - 1, config.steps, config.warmup))
         loss, h, z = _loss(encoder, head, images, index.to(device), config, generator)
-        chosen.zero_grad()
-        loss.backward()
-        chosen.step()
-        if averaged:
-            averaged.update_parameters(network)
+        descend(chosen, loss, network, averaged)
         losses.append(loss.detach())  # stays on the device: .item() would stall every step
         encoded += 2 * len(index)
         last = step == config.steps
