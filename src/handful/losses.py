@@ -1,13 +1,36 @@
-"""Contrastive losses. Tensors in, a scalar out; they know nothing of processes or networks."""
+"""Contrastive losses. Tensors in, a scalar out; they know nothing of processes or networks.
+
+The matrix of similarities is never held: tiles of it are computed, used and dropped, and computed
+again in the backward pass. Memory beyond the inputs and their gradients is a few tiles, however
+large the batch; each similarity is computed once for both of its views.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+LOWEST_TEMPERATURE = 0.002
+FLOAT32_DOWN_TO = 1 / 32
+"""exp(1 / temperature), summed over a large batch, stays far inside float32 down to here."""
+TILE_CPU, TILE_GPU = 1024, 8192
+"""Rows and columns of a tile: on a CPU it should stay in the cache, a GPU wants much at once."""
 
 
-def nt_xent(z_a: Tensor, z_b: Tensor, temperature: float, sources: Tensor | None = None) -> Tensor:
+def nt_xent(
+    z_a: Tensor,
+    z_b: Tensor,
+    temperature: float,
+    sources: Tensor | None = None,
+    *,
+    others: Tensor | None = None,
+    other_sources: Tensor | None = None,
+) -> Tensor:
     """NT-Xent, the normalised temperature-scaled cross-entropy: a scalar, the mean over 2N views.
 
     SimCLR (Chen et al. 2020), equation 1 and Algorithm 1: each view must tell its partner from all
@@ -16,15 +39,16 @@ def nt_xent(z_a: Tensor, z_b: Tensor, temperature: float, sources: Tensor | None
     z_a, z_b: projections (N, K) of two views of the same images, row by row.
     sources: int64 (N,). Images made of one source are not each other's negatives; without it,
         every other image is a negative, as in the paper.
+    others: (R, K), views that are negatives and no more, as another process holds them, with their
+        sources int64 (R,) where `sources` are given. The mean of all processes' losses is then
+        the loss of their joint batch, and so are the gradients.
+
+    Raises ValueError for a temperature below 0.002, and on a device without float64 below 0.032.
     """
-    n = len(z_a)
-    logits, itself = _similarities(z_a, z_b, temperature)
-    partner = torch.arange(2 * n, device=logits.device).roll(n)
-    hidden = itself
-    if sources is not None:
-        hidden = _siblings(sources)
-        hidden[torch.arange(2 * n, device=hidden.device), partner] = False
-    return F.cross_entropy(logits.masked_fill(hidden, -torch.inf), partner)
+    crowd, agreement = _Contrast.apply(
+        z_a, z_b, others, temperature, _groups(sources, other_sources, None)
+    )
+    return torch.mean(crowd) - torch.mean(agreement)
 
 
 def sup_con(
@@ -41,31 +65,176 @@ def sup_con(
     images of its source are hidden from it; without any label this is `nt_xent`.
 
     z_a, z_b: (N, K). labels: int64 (N,). sources: int64 (N,) or None.
+
+    Raises ValueError as `nt_xent`.
     """
-    n = len(z_a)
-    logits, itself = _similarities(z_a, z_b, temperature)
+    crowd, agreement = _Contrast.apply(
+        z_a, z_b, None, temperature, _groups(sources, None, labels)
+    )
+    u = F.normalize(torch.cat([z_a, z_b]).to(crowd.dtype), dim=1)  # (2N, K)
     label = labels.repeat(2)
-    partners = (label[:, None] == label) & (label >= 0)[:, None]
-    index = torch.arange(2 * n, device=logits.device)
-    partners[index, index.roll(n)] = True
-    partners &= ~itself
-    hidden = itself if sources is None else _siblings(sources) & ~partners
-    log_share = logits - logits.masked_fill(hidden, -torch.inf).logsumexp(1, keepdim=True)
-    per_view = (log_share * partners).sum(1) / partners.sum(1)
-    return -per_view.mean()
+    known = label >= 0
+    member = F.one_hot(label.clamp(min=0)).to(u.dtype) * known[:, None]  # (2N, Y)
+    # a sum over partners is a product with the sum of the class, the view itself (1) left out
+    towards = (u * (member @ (member.T @ u))).sum(1) - 1
+    partners = (member @ member.sum(0) - 1).clamp(min=1)
+    agreements = torch.where(known, towards / partners / temperature, agreement.repeat(2))
+    return torch.mean(crowd - agreements)
 
 
-def _similarities(z_a: Tensor, z_b: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Cosines over temperature (2N, 2N) in at least float32, and the mask of the diagonal.
+class _Groups(NamedTuple):
+    """Who is hidden from whom: views of one source, unless they share a label."""
 
-    Half precision overflows at low temperatures, so it stops here.
+    sources: Tensor
+    labels: Tensor | None
+
+
+def _groups(
+    sources: Tensor | None, other_sources: Tensor | None, labels: Tensor | None
+) -> _Groups | None:
+    if sources is None:
+        return None
+    both = sources.repeat(2)
+    if other_sources is not None:
+        both = torch.cat([both, other_sources])
+    return _Groups(both, None if labels is None else labels.repeat(2))
+
+
+class _Tile(NamedTuple):
+    """Some views in a row: their projections (T, K), and where they stand among all views."""
+
+    z: Tensor
+    at: slice
+
+
+def _tiles(parts: list[Tensor], size: int) -> list[_Tile]:
+    found, start = [], 0
+    for part in parts:
+        for z in part.split(size):
+            found.append(_Tile(z, slice(start, start + len(z))))
+            start += len(z)
+    return found
+
+
+class _Contrast(torch.autograd.Function):
+    """What both losses are made of.
+
+    crowd (2N,): the logarithm of each view's summed exponentials of similarity to all other views
+        that are not hidden from it. agreement (N,): similarity of the two views of an image.
+
+    Similarities are cosines over temperature, in at least float32: half precision overflows at
+    low temperatures, so it stops here. They are at most 1 / temperature in size, so that no
+    maximum need be taken out before the exponential.
     """
-    z = torch.cat([z_a, z_b])  # (2N, K)
-    z = F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)
-    return z @ z.T / temperature, torch.eye(len(z), dtype=torch.bool, device=z.device)
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z_a: Tensor,
+        z_b: Tensor,
+        others: Tensor | None,
+        temperature: float,
+        groups: _Groups | None,
+    ) -> tuple[Tensor, Tensor]:
+        parts = _parts(z_a, z_b, others)
+        pairs = _Pairs(parts, temperature, groups)
+        total = z_a.new_zeros(sum(map(len, parts)), dtype=pairs.dtype)
+        for row, column, similar in pairs:
+            total[row.at] += similar.sum(1)
+            if column is not row:
+                total[column.at] += similar.sum(0)
+        agreement = [(pairs.unit(a) * pairs.unit(b)).sum(1) for a, b in pairs.partners()]
+        ctx.save_for_backward(z_a, z_b, others, total)
+        ctx.temperature, ctx.groups = temperature, groups
+        kind = torch.float64 if z_a.dtype == torch.float64 else torch.float32
+        crowd = total[: 2 * len(z_a)].log().to(kind)
+        return crowd, (torch.cat(agreement) / temperature).to(kind)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_crowd: Tensor, to_agreement: Tensor) -> tuple[Tensor | None, ...]:
+        z_a, z_b, others, total = ctx.saved_tensors
+        pairs = _Pairs(_parts(z_a, z_b, others), ctx.temperature, ctx.groups)
+        weight = torch.zeros_like(total)  # other processes' views have their own crowds
+        weight[: len(to_crowd)] = to_crowd / total[: len(to_crowd)]
+        gradients = [torch.zeros_like(part, dtype=pairs.dtype) for part in pairs.parts]
+        into = {tile.at.start: tile.z for tile in _tiles(gradients, pairs.size)}
+        for row, column, similar in pairs:
+            pull = similar.mul_(weight[row.at, None] + weight[column.at])
+            into[row.at.start].addmm_(pull, pairs.unit(column))
+            if column is not row:
+                into[column.at.start].addmm_(pull.T, pairs.unit(row))
+        for a, b in pairs.partners():
+            share = to_agreement[a.at, None]
+            into[a.at.start].addcmul_(share, pairs.unit(b))
+            into[b.at.start].addcmul_(share, pairs.unit(a))
+        for tile in pairs.tiles:
+            _through_norm(into[tile.at.start].div_(pairs.temperature), tile.z, pairs.unit(tile))
+        found = [g.to(part.dtype) for g, part in zip(gradients, pairs.parts, strict=True)]
+        return found[0], found[1], None if others is None else found[2], None, None
 
 
-def _siblings(sources: Tensor) -> Tensor:
-    """(2N, 2N): whether two views come from one source; every view is its own sibling."""
-    source = sources.repeat(2)
-    return source[:, None] == source
+def _parts(z_a: Tensor, z_b: Tensor, others: Tensor | None) -> list[Tensor]:
+    return [z_a, z_b] if others is None else [z_a, z_b, others]
+
+
+def _through_norm(gradient: Tensor, z: Tensor, u: Tensor) -> None:
+    """Turn the gradient of u = z / |z| into that of z, in place; all are (T, K)."""
+    gradient.addcmul_(u, (u * gradient).sum(1, keepdim=True), value=-1)
+    gradient.div_(z.to(u.dtype).norm(dim=1, keepdim=True).clamp(min=1e-12))
+
+
+class _Pairs:
+    """Tiles of exp(cosine / temperature), zero for a view with itself and for hidden views.
+
+    Iterating gives (rows, columns, similarities (T, U)), every pair of views once: the tile of rows
+    and columns stands for the mirrored one as well. Rows are the first two parts alone.
+    """
+
+    def __init__(self, parts: list[Tensor], temperature: float, groups: _Groups | None) -> None:
+        self.parts, self.temperature, self.groups = parts, temperature, groups
+        self.dtype = _working_type(parts[0], temperature)
+        self.size = TILE_CPU if parts[0].device.type == "cpu" else TILE_GPU
+        self.tiles = _tiles(parts, self.size)
+        self.half = -(-len(parts[0]) // self.size)
+        """Tiles of z_a; those of z_b follow."""
+
+    def unit(self, tile: _Tile) -> Tensor:
+        return F.normalize(tile.z.to(self.dtype), dim=1)
+
+    def partners(self) -> Iterator[tuple[_Tile, _Tile]]:
+        return zip(self.tiles[: self.half], self.tiles[self.half : 2 * self.half], strict=True)
+
+    def __iter__(self) -> Iterator[tuple[_Tile, _Tile, Tensor]]:
+        for i, row in enumerate(self.tiles[: 2 * self.half]):
+            u = self.unit(row) / self.temperature
+            for j, column in enumerate(self.tiles[i:], start=i):
+                similar = (u @ self.unit(column).T).exp_()
+                self._hide(row, column, similar, partners=j == i + self.half)
+                yield row, column, similar
+
+    def _hide(self, row: _Tile, column: _Tile, similar: Tensor, partners: bool) -> None:
+        if self.groups is not None:
+            sources, labels = self.groups
+            hidden = sources[row.at, None] == sources[column.at]
+            if labels is not None:
+                known = labels[row.at, None] >= 0
+                hidden &= ~((labels[row.at, None] == labels[column.at]) & known)
+            if partners:
+                hidden.fill_diagonal_(False)
+            similar.masked_fill_(hidden, 0)
+        if row is column:
+            similar.fill_diagonal_(0)
+
+
+def _working_type(z: Tensor, temperature: float) -> torch.dtype:
+    if temperature < LOWEST_TEMPERATURE:
+        raise ValueError(f"temperature {temperature} is too low: at least {LOWEST_TEMPERATURE}")
+    if temperature >= FLOAT32_DOWN_TO and z.dtype != torch.float64:
+        return torch.float32
+    if z.device.type == "mps":
+        raise ValueError(
+            f"temperature {temperature} needs float64, which {z.device.type} lacks: "
+            f"at least {FLOAT32_DOWN_TO:.3f} there, or --device cpu"
+        )
+    return torch.float64
