@@ -512,7 +512,7 @@ def test_an_images_test_views_do_not_depend_on_its_neighbours(
 ) -> None:
     x = to_float(few.images)
     alone = views.test_views(x[place : place + 1], count)[:, 0]
-    torch.testing.assert_close(views.test_views(x, count)[:, place], alone, rtol=0, atol=1e-6)
+    torch.testing.assert_close(views.test_views(x, count)[:, place], alone, rtol=0, atol=1e-5)
 
 
 def test_test_views_never_change(few: ImageSet) -> None:
@@ -521,8 +521,8 @@ def test_test_views_never_change(few: ImageSet) -> None:
     assert torch.equal(views.test_views(x, 4), views.test_views(x, 8)[:4])
 
 
-def test_views_are_finite_however_a_convolution_rounds(few: ImageSet) -> None:
-    """Some backends leave -1e-8 where a blurred pixel is black, and gamma raises it to a power."""
-    real = F.conv2d
-    with mock.patch.object(views.F, "conv2d", lambda *a, **k: real(*a, **k) - 1e-8):
-        assert torch.isfinite(view(few.images, RICH_DIGITS, generator())).all()
+@given(st.integers(0, 2**32 - 1))
+def test_no_view_is_below_black(few: ImageSet, seed: int) -> None:
+    """Gamma would make a power of a negative number of it, which is not a number."""
+    strongest = RICH_DIGITS.model_copy(update={"stroke": 1.0, "blur": 1.0, "gamma": 0.0})
+    assert view(few.images, strongest, generator(seed)).min() >= 0
