@@ -166,9 +166,9 @@ def test_the_projection_head_has_simclrs_layers(layers: int) -> None:
 
 def test_parameters_and_multiply_adds_by_hand() -> None:
     encoder = Encoder(1, 28, NetworkConfig(width=8, stages=2))
-    convolutions = [(1, 8, 28), (8, 8, 28), (8, 16, 14), (16, 16, 14)]
-    assert multiply_adds(encoder, 28, 28) == sum(9 * i * o * s * s for i, o, s in convolutions)
-    assert parameters(encoder) == sum(9 * i * o + 2 * o for i, o, _ in convolutions)
+    convolutions = [(25, 1, 8, 28), (9, 8, 16, 14), (9, 16, 16, 14)]
+    assert multiply_adds(encoder, 28, 28) == sum(k * i * o * s * s for k, i, o, s in convolutions)
+    assert parameters(encoder) == sum(k * i * o + 2 * o for k, i, o, _ in convolutions)
     assert encoder.training
 
 

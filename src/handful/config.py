@@ -86,9 +86,9 @@ class NetworkConfig(Frozen):
     """Encoder f and projection head g."""
 
     width: Annotated[int, Field(ge=4, le=512)] = 32
-    """Channels of the first stage; every further stage has twice as many."""
+    """Channels of the first stage; every further one has half the side and twice as many."""
     stages: Annotated[int, Field(ge=1, le=6)] | None = None
-    """Pairs of convolutions, each but the last followed by halving; None fits the image size."""
+    """Sizes at which convolutions look at an image; None fits them to it."""
     head_layers: Literal[2, 3] = 2
     """Layers of the projection head: two as in SimCLR, three as in SimCLRv2."""
     head_hidden: Count = 256

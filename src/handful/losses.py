@@ -7,7 +7,7 @@ large the batch; each similarity is computed once for both of its views.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -45,7 +45,7 @@ def nt_xent(
 
     Raises ValueError for a temperature below 0.002, and on a device without float64 below 0.032.
     """
-    crowd, agreement = _Contrast.apply(
+    crowd, agreement = _contrast(
         z_a, z_b, others, temperature, _groups(sources, other_sources, None)
     )
     return torch.mean(crowd) - torch.mean(agreement)
@@ -68,9 +68,7 @@ def sup_con(
 
     Raises ValueError as `nt_xent`.
     """
-    crowd, agreement = _Contrast.apply(
-        z_a, z_b, None, temperature, _groups(sources, None, labels)
-    )
+    crowd, agreement = _contrast(z_a, z_b, None, temperature, _groups(sources, None, labels))
     u = F.normalize(torch.cat([z_a, z_b]).to(crowd.dtype), dim=1)  # (2N, K)
     label = labels.repeat(2)
     known = label >= 0
@@ -182,6 +180,10 @@ def _through_norm(gradient: Tensor, z: Tensor, u: Tensor) -> None:
     """Turn the gradient of u = z / |z| into that of z, in place; all are (T, K)."""
     gradient.addcmul_(u, (u * gradient).sum(1, keepdim=True), value=-1)
     gradient.div_(z.to(u.dtype).norm(dim=1, keepdim=True).clamp(min=1e-12))
+
+
+# what autograd calls it by has no types
+_contrast: Callable[..., tuple[Tensor, Tensor]] = _Contrast.apply
 
 
 class _Pairs:

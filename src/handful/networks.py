@@ -18,9 +18,14 @@ LARGEST_MAP = 40
 convolutions at full width would cost most of the time and see mostly smooth surfaces."""
 
 
-def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+def _convolution(
+    inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1, halved: bool = False
+) -> nn.Sequential:
+    """Convolution, batch norm, ReLU; max-pooled before the norm, which then costs a quarter."""
+    pool = [nn.MaxPool2d(2)] if halved else []
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
+        nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
+        *pool,
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     )
@@ -33,9 +38,12 @@ ENOUGH_IMAGES = 10_000
 class Encoder(nn.Module):
     """f: float images (N, C, H, W) in 0-1 to representations h (N, dim).
 
-    Stages of two 3 × 3 convolutions (batch norm, ReLU), halved by max-pooling between stages;
-    a global maximum at the end. Normalisation lives here and nowhere else: `mean` and `std`, one
-    number per channel, travel with the weights.
+    One wide convolution on all pixels, then stages of two 3 × 3 convolutions; each stage has half
+    the side and twice the channels of the one before, and a global maximum ends the last. At full
+    resolution a second convolution would take most of the time and earn little.
+
+    Normalisation lives here and nowhere else: `mean` and `std`, one number per channel, travel with
+    the weights.
     """
 
     mean: Tensor
@@ -57,14 +65,17 @@ class Encoder(nn.Module):
             raise ValueError(
                 f"network.stages = {stages} halves images of {given} pixels away: at most {most}"
             )
-        for stage in range(stages):
-            if stage:
-                layers.append(nn.MaxPool2d(2))
-            outputs = width * 2**stage
-            layers += [_convolution(inputs, outputs), _convolution(outputs, outputs)]
-            inputs = outputs
+        kernel = 5 if inputs == channels else 3
+        layers.append(_convolution(inputs, width, kernel=kernel, halved=stages > 1))
+        if stages == 1:
+            layers.append(_convolution(width, width))
+        for stage in range(1, stages):
+            outputs = 2 * width
+            layers.append(_convolution(width, outputs))
+            layers.append(_convolution(outputs, outputs, halved=stage < stages - 1))
+            width = outputs
         self.layers = nn.Sequential(*layers)
-        self.dim = inputs
+        self.dim = width
         channels_last(self)
 
     def normalise_to(self, images: Tensor) -> None:

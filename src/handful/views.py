@@ -127,8 +127,10 @@ def _elastic_field(
     if config.elastic == 0:
         return None
     cells = config.elastic_cells
-    # the frame is two units wide; x and y of a knot lie side by side, as a grid wants them
-    knots = torch.randn((n, cells, cells * 2), generator=generator) * (2 * config.elastic)
+    # the frame is two units wide
+    knots = torch.randn((n, 2, cells, cells), generator=generator) * (2 * config.elastic)
+    # x and y of a knot side by side, as a grid wants them
+    knots = knots.permute(0, 2, 3, 1).reshape(n, cells, cells * 2)
     rows, columns = _knot_weights(height, cells), _knot_weights(width, cells)
     both = torch.kron(columns.T.contiguous(), torch.eye(2))  # (cells·2, W·2)
     return (rows @ knots @ both).view(n, height, width, 2)
