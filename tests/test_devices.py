@@ -73,3 +73,28 @@ def test_describe_and_versions_are_plain_text() -> None:
     assert versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert versions.keys() == {"handful", "python", "torch", "numpy", "platform"}
     assert all(isinstance(text, str) and text for text in versions.values())
+
+
+def test_half_precision_is_for_gpus_and_for_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert devices.precision("auto", cpu) == torch.float32
+    assert devices.precision("bfloat16", cpu) == torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert devices.precision("auto", gpu) == torch.bfloat16
+    assert devices.precision("float32", gpu) == torch.float32
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    assert devices.precision("auto", gpu) == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_computes_in_what_it_was_given(dtype: torch.dtype) -> None:
+    with devices.autocast(torch.device("cpu"), dtype):
+        assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
+
+
+def test_running_out_of_memory_is_told_from_other_faults() -> None:
+    assert devices.out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert devices.out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 B"))
+    assert devices.out_of_memory(MemoryError())
+    assert not devices.out_of_memory(RuntimeError("shapes cannot be multiplied"))
+    assert not devices.out_of_memory(ValueError("out of memory"))

@@ -52,8 +52,8 @@ def test_any_small_image_becomes_a_representation(channels: int, size: int) -> N
     assert torch.isfinite(h).all()
 
 
-@pytest.mark.parametrize(("stages", "dim"), [(1, 8), (2, 16), (3, 32), (None, 32)])
-def test_every_stage_doubles_the_width(stages: int | None, dim: int) -> None:
+@pytest.mark.parametrize(("stages", "dim"), [(1, 8), (2, 32), (3, 64), (None, 64)])
+def test_every_stage_has_more_channels(stages: int | None, dim: int) -> None:
     assert Encoder(1, 28, NetworkConfig(width=8, stages=stages)).dim == dim
 
 
@@ -118,12 +118,13 @@ def test_no_image_is_dropped_from_a_ragged_last_batch() -> None:
 
 
 def test_no_images_give_no_rows() -> None:
-    assert represent(trained(), noise(0)).shape == (0, 32)
+    assert represent(trained(), noise(0)).shape == (0, trained().dim)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_looking_changes_nothing(training: bool) -> None:
-    encoder, classifier = trained().train(training), classifier_head(32, 3)
+    encoder = trained().train(training)
+    classifier = classifier_head(encoder.dim, 3)
     classifier.train(not training)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     logits = classify(encoder, classifier, noise(5))
@@ -146,7 +147,8 @@ def test_an_error_while_looking_leaves_the_mode_as_it_was() -> None:
 
 
 def test_classify_is_the_head_on_the_representation() -> None:
-    encoder, classifier = trained(), classifier_head(32, 3)
+    encoder = trained()
+    classifier = classifier_head(encoder.dim, 3)
     with torch.no_grad():
         expected = classifier(represent(encoder, noise(5)))
     torch.testing.assert_close(classify(encoder, classifier, noise(5)), expected)
@@ -166,7 +168,7 @@ def test_the_projection_head_has_simclrs_layers(layers: int) -> None:
 
 def test_parameters_and_multiply_adds_by_hand() -> None:
     encoder = Encoder(1, 28, NetworkConfig(width=8, stages=2))
-    convolutions = [(25, 1, 8, 28), (9, 8, 16, 14), (9, 16, 16, 14)]
+    convolutions = [(25, 1, 8, 28), (9, 8, 32, 14), (9, 32, 32, 14)]
     assert multiply_adds(encoder, 28, 28) == sum(k * i * o * s * s for k, i, o, s in convolutions)
     assert parameters(encoder) == sum(k * i * o + 2 * o for k, i, o, _ in convolutions)
     assert encoder.training

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Literal
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from handful.config import NetworkConfig
 from handful.networks import Encoder
-from handful.optim import LARS, average, optimizer, set_rate, warmup_cosine
+from handful.optim import LARS, average, optimizer, set_rate, warmup_cosine, within_memory
 
 
 def layer() -> nn.Linear:
@@ -171,3 +172,36 @@ def test_the_average_follows_weights_and_statistics() -> None:
     for name, value in expected.items():
         torch.testing.assert_close(state[name], value)
     assert not torch.equal(state["0.weight"], network[0].weight)
+
+
+def refuses_more_than(most: int) -> Callable[[Tensor], int]:
+    def step(index: Tensor) -> int:
+        if len(index) > most:
+            raise RuntimeError("MPS backend out of memory")
+        return len(index)
+
+    return step
+
+
+def test_a_step_within_memory_is_taken_once() -> None:
+    assert within_memory(refuses_more_than(8), torch.arange(8), "pretext.batch_size") == 8
+
+
+def test_out_of_memory_says_what_fits() -> None:
+    with pytest.raises(
+        ValueError, match=r"with x\.y = 100; 25 fits: --set x\.y=25$"
+    ):
+        within_memory(refuses_more_than(30), torch.arange(100), "x.y")
+
+
+def test_where_nothing_fits_it_says_so() -> None:
+    with pytest.raises(ValueError, match="not even"):
+        within_memory(refuses_more_than(0), torch.arange(4), "x.y")
+
+
+def test_another_fault_of_a_step_stays_what_it_is() -> None:
+    def step(index: Tensor) -> None:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        within_memory(step, torch.arange(4), "x.y")

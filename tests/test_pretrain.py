@@ -110,8 +110,8 @@ def test_copies_of_one_image_are_not_each_others_negatives(few: ImageSet) -> Non
 
 
 def test_rows_of_views_and_sources_stay_together(few: ImageSet) -> None:
-    """Each image has a brightness of its own, by which its views know it."""
-    brightness = torch.arange(40, dtype=torch.uint8) * 5 + 20
+    """Each pair of siblings has a brightness of its own, by which its views know it."""
+    brightness = torch.arange(40, dtype=torch.uint8) // 2 * 10 + 20
     flat = brightness.view(-1, 1, 1, 1).repeat(1, 1, 28, 28)
     images = replace(few, images=flat, sources=brightness.long())
     seen: dict[str, Tensor] = {}
@@ -153,7 +153,8 @@ def test_sup_con_is_given_labels_and_sources(few: ImageSet) -> None:
         return sup_con(z_a, z_b, labels, temperature, sources)
 
     with mock.patch.object(module, "sup_con", spy):
-        Trained(few, changed(loss="sup_con", steps=1))
+        images = expand(few, 1, torch.Generator().manual_seed(0))
+        Trained(images, changed(loss="sup_con", steps=1))
     label_of = dict(zip(few.sources.tolist(), few.labels.tolist(), strict=True))
     labels, sources = given[0]
     assert labels.tolist() == [label_of[source] for source in sources.tolist()]
@@ -213,7 +214,7 @@ def test_health_is_examined_now_and_then_and_at_the_end(few: ImageSet) -> None:
     for row in examined:
         assert 0 <= row["alignment"] <= 4
         assert row["uniformity"] < 0
-        assert 1 <= row["effective_rank"] <= 32
+        assert 1 <= row["effective_rank"] <= 64
         assert 0 <= row["knn_accuracy"] <= 1
     assert examined[-1]["knn_accuracy"] > 0.5  # the bank holds the validation images themselves
 
@@ -294,3 +295,31 @@ def test_a_collapsed_representation_stops_with_advice(few: ImageSet) -> None:
 def test_no_collapse_where_images_differ(few: ImageSet) -> None:
     """That the alarm does not ring for a healthy run of the smallest size."""
     Trained(few.select(torch.arange(2)), changed(steps=30))
+
+
+def test_images_without_siblings_need_no_mask(few: ImageSet) -> None:
+    with mock.patch.object(module, "nt_xent", wraps=nt_xent) as spy:
+        Trained(few, changed(steps=1))
+    assert spy.call_args.args[3] is None
+
+
+def test_half_precision_learns_about_the_same(few: ImageSet) -> None:
+    whole, half = Trained(few), Trained(few, dtype=torch.bfloat16)
+    assert next(half.encoder.parameters()).dtype == torch.float32
+    assert not torch.equal(half.weights, whole.weights)
+    assert half.rows[-1]["loss"] == pytest.approx(whole.rows[-1]["loss"], rel=0.05)
+
+
+def test_out_of_memory_names_the_batch_that_fits(few: ImageSet) -> None:
+    real = Encoder.forward
+
+    def forward(encoder: Encoder, x: Tensor) -> Tensor:
+        if len(x) > 24:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(encoder, x)
+
+    with (
+        mock.patch.object(Encoder, "forward", forward),
+        pytest.raises(ValueError, match=r"pretext\.batch_size = 40; 10 fits: --set pretext"),
+    ):
+        Trained(few, changed(batch_size=40))

@@ -85,8 +85,8 @@ class ViewsConfig(Frozen):
 class NetworkConfig(Frozen):
     """Encoder f and projection head g."""
 
-    width: Annotated[int, Field(ge=4, le=512)] = 32
-    """Channels of the first stage; every further one has half the side and twice as many."""
+    width: Annotated[int, Field(ge=4, le=512)] = 16
+    """Channels at full size; four times as many at half of it, then twice as many each time."""
     stages: Annotated[int, Field(ge=1, le=6)] | None = None
     """Sizes at which convolutions look at an image; None fits them to it."""
     head_layers: Literal[2, 3] = 2
@@ -148,6 +148,8 @@ class RunConfig(Frozen):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the networks train in; `auto` takes bfloat16 on a GPU that has it, else float32."""
     control: bool = False
     """Also train the same network without the pretext task, for as many images."""
     tsne: bool = True

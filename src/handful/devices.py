@@ -36,6 +36,29 @@ def choose(name: str = "auto") -> torch.device:
     return device
 
 
+def precision(name: str, device: torch.device) -> torch.dtype:
+    """The type that networks train in on `device`; weights, losses and statistics stay float32."""
+    if name == "auto":
+        capable = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if capable else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """A context in which layers compute in `dtype` where that is safe."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+OUT_OF_MEMORY = "out of memory", "can't allocate memory", "not enough memory"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether PyTorch ran out of memory, on whichever device."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
+    )
+
+
 def _count(kind: str) -> int:
     if kind == "cuda":
         return torch.cuda.device_count() if torch.cuda.is_available() else 0

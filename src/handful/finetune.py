@@ -13,9 +13,18 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from handful.config import DownstreamConfig
+from handful.devices import autocast
 from handful.images import ImageSet
 from handful.networks import Encoder, classify
-from handful.optim import average, descend, optimizer, set_rate, training_row, warmup_cosine
+from handful.optim import (
+    average,
+    descend,
+    optimizer,
+    set_rate,
+    training_row,
+    warmup_cosine,
+    within_memory,
+)
 from handful.splits import ROW_STEPS, batches_per_epoch, endless_batches
 from handful.views import view
 
@@ -42,12 +51,15 @@ def finetune(
     on_row: OnRow,
     validation: ImageSet | None = None,
     stop_at: int | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Length:
     """Train the classifier, and the encoder unless it is frozen, in place.
 
     images: labelled. With `validation`, its cross-entropy is measured `config.checks` times, the
     best weights are restored, and training stops after `config.patience` checks without a better
     one. Without it, training ends at `stop_at` steps, on the schedule of `config.steps`.
+
+    dtype: what encoder and classifier compute in; the loss is float32 whatever it is.
 
     A frozen encoder is in eval mode: not even its batch statistics move.
     Raises ValueError where the loss stops being a number.
@@ -63,14 +75,25 @@ def finetune(
     end, began = min(stop_at or config.steps, config.steps), time.perf_counter()
     per_epoch, encoded = batches_per_epoch(len(images), config.batch_size), 0
     losses: list[Tensor] = []
+
+    def learn(index: Tensor) -> Tensor:
+        x = view(images.images[index], config.views, generator)
+        with autocast(device, dtype):
+            with torch.set_grad_enabled(config.train_encoder):
+                h = encoder(x)
+            logits = classifier(h)
+        loss = F.cross_entropy(
+            logits.float(), images.labels[index], label_smoothing=config.label_smoothing
+        )
+        descend(chosen, loss, network, averaged)
+        return loss.detach()  # stays on the device: .item() would stall every step
+
     stream = endless_batches(len(images), config.batch_size, generator)
     for step, index in zip(range(1, end + 1), stream, strict=False):
         network.train()
         encoder.train(config.train_encoder)
         rate = set_rate(chosen, warmup_cosine(step - 1, config.steps, config.warmup))
-        loss = _loss(encoder, classifier, images, index.to(device), config, generator)
-        descend(chosen, loss, network, averaged)
-        losses.append(loss.detach())  # stays on the device: .item() would stall every step
+        losses.append(within_memory(learn, index.to(device), "downstream.batch_size"))
         encoded += len(index)
         if not (step == end or step % per_epoch % ROW_STEPS == 0):
             continue
@@ -99,23 +122,6 @@ def _optimizer(
     encoder_rate = config.learning_rate * config.encoder_rate
     rates = [(classifier, config.learning_rate), (encoder, encoder_rate)]
     return optimizer(rates, config.optimizer, config.weight_decay)
-
-
-def _loss(
-    encoder: Encoder,
-    classifier: nn.Linear,
-    images: ImageSet,
-    index: Tensor,
-    config: DownstreamConfig,
-    generator: Generator,
-) -> Tensor:
-    """The step itself: smoothed cross-entropy of one view of each image."""
-    x = view(images.images[index], config.views, generator)
-    with torch.set_grad_enabled(config.train_encoder):
-        h = encoder(x)
-    return F.cross_entropy(
-        classifier(h), images.labels[index], label_smoothing=config.label_smoothing
-    )
 
 
 class _Watch:

@@ -38,9 +38,10 @@ ENOUGH_IMAGES = 10_000
 class Encoder(nn.Module):
     """f: float images (N, C, H, W) in 0-1 to representations h (N, dim).
 
-    One wide convolution on all pixels, then stages of two 3 × 3 convolutions; each stage has half
-    the side and twice the channels of the one before, and a global maximum ends the last. At full
-    resolution a second convolution would take most of the time and earn little.
+    One 5 × 5 convolution of few channels on all pixels, then 3 × 3 convolutions, one a stage and two
+    in the last, which a global maximum ends. Each stage sees half the side of the one before. Most
+    multiplications are so spent where few places and many channels are left: measured at equal
+    seconds, they earn more there than at full resolution (docs/performance.md).
 
     Normalisation lives here and nowhere else: `mean` and `std`, one number per channel, travel with
     the weights.
@@ -67,13 +68,11 @@ class Encoder(nn.Module):
             )
         kernel = 5 if inputs == channels else 3
         layers.append(_convolution(inputs, width, kernel=kernel, halved=stages > 1))
-        if stages == 1:
-            layers.append(_convolution(width, width))
         for stage in range(1, stages):
-            outputs = 2 * width
-            layers.append(_convolution(width, outputs))
-            layers.append(_convolution(outputs, outputs, halved=stage < stages - 1))
+            outputs = width * (4 if stage == 1 else 2)
+            layers.append(_convolution(width, outputs, halved=stage < stages - 1))
             width = outputs
+        layers.append(_convolution(width, width))
         self.layers = nn.Sequential(*layers)
         self.dim = width
         channels_last(self)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from handful.devices import out_of_memory
+
+Found = TypeVar("Found")
 
 
 class LARS(torch.optim.Optimizer):
@@ -72,7 +76,7 @@ def optimizer(
     groups = [group for group in groups if group["params"]]
     if kind == "lars":
         return LARS(groups, lr=groups[0]["lr"])
-    return torch.optim.AdamW(groups, lr=groups[0]["lr"], foreach=True)
+    return torch.optim.AdamW(groups, lr=groups[0]["lr"], fused=True)
 
 
 def warmup_cosine(step: int, steps: int, warmup: float) -> float:
@@ -109,6 +113,30 @@ def descend(
     chosen.step()
     if averaged:
         averaged.update_parameters(network)
+
+
+def within_memory(step: Callable[[Tensor], Found], index: Tensor, setting: str) -> Found:
+    """What `step` finds of the batch `index`, positions int64 (B,).
+
+    Raises ValueError naming `setting` and the batch size that fits where memory runs out.
+    """
+    try:
+        return step(index)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+    # out here nothing keeps the tensors of the failed step alive
+    size, fits = len(index), False
+    while size > 1 and not fits:
+        size //= 2
+        try:
+            step(index[:size])
+            fits = True
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+    advice = f"{size} fits: --set {setting}={size}" if fits else "not even one image fits"
+    raise ValueError(f"out of memory with {setting} = {len(index)}; {advice}")
 
 
 def training_row(

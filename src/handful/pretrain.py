@@ -12,11 +12,20 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from handful.config import PretextConfig
+from handful.devices import autocast
 from handful.images import ImageSet
 from handful.losses import nt_xent, sup_con
 from handful.metrics import alignment, effective_rank, knn_accuracy, uniformity
 from handful.networks import Encoder, ProjectionHead, represent
-from handful.optim import average, descend, optimizer, set_rate, training_row, warmup_cosine
+from handful.optim import (
+    average,
+    descend,
+    optimizer,
+    set_rate,
+    training_row,
+    warmup_cosine,
+    within_memory,
+)
 from handful.splits import ROW_STEPS, batches_per_epoch, endless_batches
 from handful.views import two_views
 
@@ -37,21 +46,21 @@ def pretrain(
     *,
     generator: Generator,
     validation: ImageSet | None = None,
+    dtype: torch.dtype = torch.float32,
     on_row: OnRow,
 ) -> int:
     """Train encoder and head in place on the contrastive loss; the images that were encoded.
 
     images: their labels matter to `sup_con` alone; their sources keep copies of one image from
         being each other's negatives.
+    dtype: what encoder and head compute in; the loss is float32 whatever it is.
     validation: labelled images that a kNN over `images` classifies now and then, for the record.
 
     Raises ValueError with advice where fewer than two sources are given, where the loss stops
     being a number, and where the projections collapse into one point.
     """
     assert config.steps is not None
-    sources = len(images.sources.unique())
-    if sources < 2:
-        raise ValueError(f"the pretext task contrasts images: it needs at least 2, got {sources}")
+    siblings = _have_siblings(images)
     device = encoder.mean.device
     network = nn.ModuleList([encoder, head])
     chosen = optimizer([(network, config.learning_rate)], config.optimizer, config.weight_decay)
@@ -61,13 +70,23 @@ def pretrain(
     check_every = max(1, config.steps // HEALTH_CHECKS)
     next_check, encoded = check_every, 0
     losses: list[Tensor] = []
+
+    def learn(index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        views = torch.cat(two_views(images.images[index], config.views, generator))
+        with autocast(device, dtype):  # both views together: batch norm sees one mixed batch
+            h = encoder(views)
+            z = head(h)
+        loss = _loss(z, images, index, config, siblings)
+        descend(chosen, loss, network, averaged)
+        # stays on the device: .item() would stall every step
+        return loss.detach(), h.detach(), z.detach()
+
     stream = endless_batches(len(images), config.batch_size, generator)
     for step, index in zip(range(1, config.steps + 1), stream, strict=False):
         network.train()
         rate = set_rate(chosen, warmup_cosine(step - 1, config.steps, config.warmup))
-        loss, h, z = _loss(encoder, head, images, index.to(device), config, generator)
-        descend(chosen, loss, network, averaged)
-        losses.append(loss.detach())  # stays on the device: .item() would stall every step
+        loss, h, z = within_memory(learn, index.to(device), "pretext.batch_size")
+        losses.append(loss)
         encoded += 2 * len(index)
         last = step == config.steps
         if not (last or step % per_epoch % ROW_STEPS == 0):
@@ -76,7 +95,7 @@ def pretrain(
         losses = []
         if (last or step >= next_check) and math.isfinite(row["loss"]):
             next_check += check_every
-            row |= _health(h.detach().cpu(), z.detach().cpu())
+            row |= _health(h.cpu(), z.cpu())
             if validation is not None:
                 row["knn_accuracy"] = _knn(encoder, images, validation)
         on_row(row)
@@ -86,28 +105,23 @@ def pretrain(
     return encoded
 
 
-def _loss(
-    encoder: Encoder,
-    head: ProjectionHead,
-    images: ImageSet,
-    index: Tensor,
-    config: PretextConfig,
-    generator: Generator,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The step itself: loss, representations (2N, D), projections (2N, K).
+def _have_siblings(images: ImageSet) -> bool:
+    """Whether any two images come from one source."""
+    distinct = len(images.sources.unique())
+    if distinct < 2:
+        raise ValueError(f"the pretext task contrasts images: it needs at least 2, got {distinct}")
+    return distinct < len(images)
 
-    Both views pass the network together, so batch norm sees one mixed batch.
-    """
-    x_a, x_b = two_views(images.images[index], config.views, generator)
-    h = encoder(torch.cat([x_a, x_b]))
-    z = head(h)
+
+def _loss(
+    z: Tensor, images: ImageSet, index: Tensor, config: PretextConfig, siblings: bool
+) -> Tensor:
+    """Scalar, of projections (2N, K). siblings: whether any two images have one source."""
     z_a, z_b = z.chunk(2)
-    sources = images.sources[index]
+    sources = images.sources[index] if siblings else None
     if config.loss == "sup_con":
-        loss = sup_con(z_a, z_b, images.labels[index], config.temperature, sources)
-    else:
-        loss = nt_xent(z_a, z_b, config.temperature, sources)
-    return loss, h, z
+        return sup_con(z_a, z_b, images.labels[index], config.temperature, sources)
+    return nt_xent(z_a, z_b, config.temperature, sources)
 
 
 def _health(h: Tensor, z: Tensor) -> dict[str, float]:
