@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from unittest import mock
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from handful import losses
 from handful.losses import nt_xent, sup_con
 
 temperatures = pytest.mark.parametrize("temperature", [0.07, 0.5, 2.0])
@@ -252,3 +254,89 @@ def test_inputs_stay_as_they_are() -> None:
     sup_con(z_a, z_b, sources, 0.5, sources)
     for now, then in zip((z_a, z_b, sources), before, strict=True):
         assert torch.equal(now, then)
+
+
+@pytest.mark.parametrize("tile", [1, 3, 4, 8])
+@pytest.mark.parametrize("sources", [None, [0, 1, 1, 2, 3, 0, 4, 1]])
+def test_tiles_of_any_size_are_algorithm_1(tile: int, sources: list[int] | None) -> None:
+    source = None if sources is None else torch.tensor(sources)
+    with mock.patch.object(losses, "TILE_CPU", tile):
+        assert_same_loss_and_gradient(
+            lambda a, b: nt_xent(a, b, 0.2, source),
+            lambda a, b: nt_xent_by_loops(a, b, 0.2, source),
+            8,
+        )
+
+
+@pytest.mark.parametrize("tile", [1, 3, 8])
+def test_tiles_of_any_size_are_equation_2(tile: int) -> None:
+    labels, source = (
+        torch.tensor([0, 1, -1, -1, 0, 2, 1, -1]),
+        torch.tensor([0, 1, 2, 2, 0, 3, 4, 2]),
+    )
+    with mock.patch.object(losses, "TILE_CPU", tile):
+        assert_same_loss_and_gradient(
+            lambda a, b: sup_con(a, b, labels, 0.2, source),
+            lambda a, b: sup_con_by_loops(a, b, labels, 0.2, source),
+            8,
+        )
+
+
+@pytest.mark.parametrize("tile", [2, 1024])
+@pytest.mark.parametrize("parts", [[4, 4], [1, 3, 4]])
+def test_processes_together_are_one_batch(parts: list[int], tile: int) -> None:
+    """Each has its own rows against all: the joint loss and gradient are their weighted mean."""
+    z_a, z_b = projections(8)
+    sources = torch.tensor([0, 1, 2, 0, 3, 4, 1, 5])
+    shares = []
+    with mock.patch.object(losses, "TILE_CPU", tile):
+        for mine in torch.arange(8).split(parts):
+            rest = torch.tensor([i for i in range(8) if i not in mine])
+            others = torch.cat([z_a[rest], z_b[rest]])
+            loss = nt_xent(
+                z_a[mine],
+                z_b[mine],
+                0.2,
+                sources[mine],
+                others=others,
+                other_sources=sources[rest].repeat(2),
+            )
+            shares.append(loss * len(mine) / 8)
+        joint = sum(shares, torch.zeros(()))
+        alone = nt_xent(z_a, z_b, 0.2, sources)
+    torch.testing.assert_close(joint, alone, check_dtype=False)
+    found, expected = (torch.autograd.grad(value, (z_a, z_b)) for value in (joint, alone))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tiles_are_as_exact_as_their_type(dtype: torch.dtype) -> None:
+    z_a, z_b = projections(300, k=16)
+    exact = dense(z_a, z_b, 0.1)
+    expected = torch.cat(torch.autograd.grad(exact, (z_a, z_b)))
+    rough = [z.detach().to(dtype).requires_grad_() for z in (z_a, z_b)]
+    with mock.patch.object(losses, "TILE_CPU", 64):
+        loss = nt_xent(*rough, 0.1)
+        found = torch.cat(torch.autograd.grad(loss, rough))
+    allowed = 1e-5 if dtype == torch.float32 else 1e-10
+    assert float((loss - exact).abs().detach()) < allowed * float(exact.detach())
+    assert float((found - expected).norm()) < allowed * float(expected.norm())
+
+
+def dense(z_a: Tensor, z_b: Tensor, temperature: float) -> Tensor:
+    z = torch.nn.functional.normalize(torch.cat([z_a, z_b]), dim=1)
+    logits = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
+    return torch.nn.functional.cross_entropy(logits, torch.arange(len(z)).roll(len(z_a)))
+
+
+def test_gradients_have_the_type_of_what_was_given() -> None:
+    z_a, z_b = (z.detach().to(torch.bfloat16).requires_grad_() for z in projections(4))
+    nt_xent(z_a, z_b, 0.2, others=torch.ones(3, 6, dtype=torch.bfloat16)).backward()  # type: ignore[no-untyped-call]
+    assert z_a.grad is not None
+    assert z_a.grad.dtype == torch.bfloat16
+
+
+def test_a_temperature_that_no_type_can_bear_is_refused() -> None:
+    z_a, z_b = projections(4)
+    with pytest.raises(ValueError, match=r"temperature 0\.001 is too low: at least 0\.002"):
+        nt_xent(z_a, z_b, 0.001)
