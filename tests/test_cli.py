@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -90,7 +91,8 @@ def stripes(n: int, classes: int = 3) -> tuple[np.ndarray[Any, Any], np.ndarray[
 
 def write_split(folder: Path, part: str, n: int) -> None:
     folder.mkdir(exist_ok=True)
-    images, labels = stripes(n)
+    first = 12 * (part == "train")  # so that no picture is in both parts
+    images, labels = (array[first:] for array in stripes(first + n))
     write_idx(folder / f"{part}-images-idx3-ubyte.gz", images)
     write_idx(folder / f"{part}-labels-idx1-ubyte", labels)
 
@@ -203,7 +205,7 @@ def test_recipes_state_command_cost_and_result(command: Any) -> None:
 def test_settings_are_laid_in_order(tmp_path: Path) -> None:
     file = tmp_path / "some.toml"
     file.write_text("seed = 5\n[pretext]\nsteps = 50\ntemperature = 0.3\n[downstream]\nsteps = 7\n")
-    found = compose(
+    found, chosen = compose(
         "digits/", "fast", file, {"seed": 6, "data.draw": 3}, ["pretext.steps=9", "seed=8"]
     )
     expected = recipe_for("digits/", "fast").updated(
@@ -217,11 +219,16 @@ def test_settings_are_laid_in_order(tmp_path: Path) -> None:
         }
     )
     assert found == expected
+    assert sorted(chosen) == [
+        "data.draw", "data.source", "downstream.steps", "pretext.steps", "pretext.temperature",
+        "seed",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("source", "recipe"), [("mnist50", "demo"), ("photos", "standard")])
 def test_the_default_recipe_follows_the_source(source: str, recipe: str) -> None:
-    config = compose(source, None, None, {}, [])
+    config, chosen = compose(source, None, None, {}, [])
+    assert chosen == {"data.source"}
     assert (config.recipe, config.data.source) == (recipe, source)
     assert cli.default_out(config) == Path("runs") / f"{source}-{recipe}"
 
@@ -237,14 +244,16 @@ def test_a_complete_file_stands_alone(tmp_path: Path) -> None:
     config = parse({"recipe": "retired", "data": {"source": "digits"}, "seed": 4})
     file = tmp_path / "config.toml"
     file.write_text(config.to_toml())
-    assert compose("digits", None, file, {}, []) == config
+    found, chosen = compose("digits", None, file, {}, [])
+    assert found == config
+    assert {"preset", "pretext.views.flip"} <= chosen
 
 
 def test_a_file_names_its_recipe(tmp_path: Path) -> None:
     file = tmp_path / "some.toml"
     file.write_text('recipe = "fast"\nseed = 3\n')
     expected = recipe_for("photos", "fast").updated({"data.source": "photos", "seed": 3})
-    assert compose("photos", None, file, {}, []) == expected
+    assert compose("photos", None, file, {}, [])[0] == expected
     with pytest.raises(ValueError, match="contradicts recipe = fast"):
         compose("photos", "demo", file, {}, [])
 
@@ -263,6 +272,8 @@ def test_a_file_names_its_recipe(tmp_path: Path) -> None:
         (["train", "mnist50", "--recipe", "dmeo"], "demo"),
         (["train", "mnist50", "--per-class", "0"], "data.per_class = 0"),
         (["train", "mnist50", "--dev"], "full training set"),
+        (["train", "mnist50", "--draw", "3"], "--draw 3 needs --per-class"),
+        (["train", "mnist50", "--control", "--set", "pretext.steps=0"], "drop one of them"),
         (["train", "mnist50", "--set", "pretext.stpes=3"], "did you mean pretext.steps?"),
         (["train", "mnist50", "--set", "pretext.temperature=0"], "pretext.temperature = 0"),
         (["train", "mnist50", "--set", "pretext.steps=many"], "pretext.steps = 'many'"),
@@ -452,7 +463,7 @@ def test_a_folder_with_one_unreadable_image_trains_and_says_so(
 ) -> None:
     (photos / "left" / "broken.png").write_bytes(b"no picture")
     out = tmp_path / "run"
-    ended = process("train", photos, "--out", out, "--draw", 2, *SHORT)
+    ended = process("train", photos, "--out", out, *SHORT)
     assert ended.code == 0, ended.err
     assert "broken.png" in ended.err
     assert "report.html" in ended.out
@@ -470,7 +481,7 @@ def test_train_prints_its_results_and_nothing_else_on_stdout(run: Path, digits: 
     assert again.code == 0, again.err
     assert again.err == ""
     summary = json.loads((run / "summary.json").read_text())
-    assert f"{100 * summary['test_accuracy']:.2f} %" in again.out
+    assert f"{100 * summary['test_accuracy']:.1f} %" in again.out
     assert str(run / "report.html") in again.out
     for word in ("test accuracy", "control", "difference", "time", "report"):
         assert word in again.out
@@ -567,15 +578,29 @@ def test_evaluate_agrees_with_the_summary(run: Path, digits: Path, command: Any)
     assert found["accuracy"] == summary["test_accuracy"]
     assert found["confusion"] == summary["confusion"]
     shown = command("evaluate", run, digits)
-    assert f"{100 * found['accuracy']:.2f} %" in shown.out
+    assert f"{100 * found['accuracy']:.1f} %" in shown.out
+    assert "12 images)  all of " in shown.out
+    assert shown.err == ""
     assert "precision" in shown.out
+
+
+def test_evaluate_warns_of_images_that_the_run_learned_from(
+    run: Path, digits: Path, tmp_path: Path, command: Any
+) -> None:
+    for path in digits.glob("train-*"):
+        shutil.copy(path, tmp_path)
+    ended = command("evaluate", run, tmp_path, "--json")
+    assert ended.code == 0
+    assert json.loads(ended.out)["learned_from"] == 24
+    assert ended.err.startswith("handful: 24 of these 36 images are labelled images that the run")
+    assert ended.err.count("\n") == 1
 
 
 def test_embed_writes_an_archive_without_pickle(run: Path, digits: Path, tmp_path: Path) -> None:
     out = tmp_path / "h.npz"
     ended = process("embed", run, digits, "--out", out)
     assert ended.code == 0, ended.err
-    assert ended.out == f"12 images → {out}\n"
+    assert ended.out == f"12 images, all of {digits / 't10k-images-idx3-ubyte.gz'} → {out}\n"
     with np.load(out, allow_pickle=False) as archive:
         assert archive["h"].shape[0] == 12
         assert archive["labels"].tolist() == stripes(12)[1].tolist()

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from handful import idx
+from handful import folders, idx
 from handful.config import DataConfig
 from handful.datasets import Dataset, fetch_mnist, load, load_images
 from handful.pictures import Preparation
@@ -103,7 +103,6 @@ def test_idx_directory(idx_dir: Path) -> None:
     assert dataset.test.images[:, 0, 14, 14].tolist() == list(range(10))
     assert dataset.test_of == "official test set"
     assert dataset.preparation == DIGITS
-    assert dataset.official_order
     assert disjoint(dataset)
 
 
@@ -114,7 +113,8 @@ def test_dev_scores_the_last_sixth_and_never_opens_the_test_files(idx_dir: Path)
     assert dataset.train.images[:, 0, 14, 14].tolist() == list(range(50))
     assert dataset.test is not None
     assert dataset.test.images[:, 0, 14, 14].tolist() == list(range(50, 60))
-    assert "development" in dataset.test_of
+    assert dataset.test_of == "training images from number 50 on"
+    assert any("test files stay shut" in note for note in dataset.notes)
     assert disjoint(dataset)
     with pytest.raises(ValueError, match="no idx file"):
         load_from(idx_dir)
@@ -204,7 +204,6 @@ def test_class_folders(photos: Path) -> None:
     assert Path(dataset.train.paths[7]) == photos / "dog" / "img1.png"
     assert dataset.preparation == Preparation("letterbox", 52, 3)
     assert dataset.test is None
-    assert not dataset.official_order
     means = dataset.train.images.float().mean((1, 2, 3))
     assert means[:6].max() < means[6:].min()
 
@@ -223,6 +222,41 @@ def test_train_test_and_unlabelled_on_top(photos: Path, tmp_path: Path) -> None:
     assert dataset.test_of == "images in top/test"
     assert len(dataset.train.sources.unique()) == 18
     assert disjoint(dataset)
+
+
+@pytest.mark.parametrize("name", ["unlabelled", "unlabeled"])
+def test_unlabelled_images_may_lie_in_train_too(photos: Path, tmp_path: Path, name: str) -> None:
+    top = tmp_path / "top"
+    shutil.copytree(photos, top / "train")
+    shutil.copytree(photos / "cat", top / "train" / name)
+    shutil.copytree(photos / "dog", top / "unlabelled")
+    dataset = load_from(top)
+    assert dataset.train.class_names == ("cat", "dog")
+    assert dataset.train.labels.tolist() == [0] * 6 + [1] * 6 + [-1] * 12
+    assert len(dataset.train.sources.unique()) == 24
+    for folder in (top / "unlabelled", top / "train" / name):
+        assert f"unlabelled: 6 images in {folder}" in dataset.notes
+    images, taken = load_images(str(top), dataset.preparation, ("cat", "dog"))
+    assert (len(images), taken) == (12, f"all of {top / 'train'}")
+
+
+def test_unlabelled_images_beside_the_classes_are_read_once(photos: Path) -> None:
+    shutil.copytree(photos / "cat", photos / "unlabelled")
+    assert load_from(photos).train.labels.tolist() == [0] * 6 + [1] * 6 + [-1] * 6
+
+
+def test_reading_many_files_tells_how_far_it_is(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[dict[str, object]] = []
+    config = DataConfig(source=str(photos))
+    load(config, rows.append)
+    assert rows == []  # that is over before anybody asks
+    monkeypatch.setattr(folders, "MANY", 12)
+    load(config, rows.append)
+    assert [(row["stage"], row["step"], row["steps"]) for row in rows] == [
+        ("read", i + 1, 12) for i in range(12)
+    ]
 
 
 def test_a_class_may_be_called_train(photos: Path) -> None:
@@ -275,15 +309,18 @@ def test_bad_folders_are_named_in_one_line(photos: Path, tmp_path: Path) -> None
 
 
 def test_evaluating_takes_the_test_split(idx_dir: Path) -> None:
-    found = load_images(str(idx_dir), DIGITS, ("0", "1", "2"))
+    found, taken = load_images(str(idx_dir), DIGITS, ("0", "1", "2"))
     assert len(found) == 10
+    assert taken == f"all of {idx_dir / 't10k-images-idx3-ubyte.gz'}"
     for path in idx_dir.glob("t10k*"):
         path.unlink()
-    assert len(load_images(str(idx_dir), DIGITS, ("0", "1", "2"))) == 60
+    found, taken = load_images(str(idx_dir), DIGITS, ("0", "1", "2"))
+    assert len(found) == 60
+    assert taken == f"all of {idx_dir / 'train-images-idx3-ubyte.gz'}"
 
 
 def test_labels_are_matched_by_name(idx_dir: Path) -> None:
-    found = load_images(str(idx_dir), DIGITS, ("2", "spare", "0", "1"))
+    found, _ = load_images(str(idx_dir), DIGITS, ("2", "spare", "0", "1"))
     assert found.class_names == ("2", "spare", "0", "1")
     assert found.labels[:4].tolist() == [2, 3, 0, 2]
     with pytest.raises(ValueError, match="not trained: 2; trained were 0, 1"):
@@ -291,21 +328,23 @@ def test_labels_are_matched_by_name(idx_dir: Path) -> None:
 
 
 def test_mnist50_is_prepared_for_the_model() -> None:
-    found = load_images("mnist50", DIGITS, NAMES)
+    found, taken = load_images("mnist50", DIGITS, NAMES)
+    assert taken == "MNIST's official test images"
     assert found.images.shape == (10_000, 1, 28, 28)
     assert found.labels[:3].tolist() == [7, 2, 1]
 
 
 def test_arrays_are_brought_to_another_size(idx_dir: Path) -> None:
-    found = load_images(str(idx_dir), Preparation("letterbox", 40, 3), ("0", "1", "2"))
+    found, _ = load_images(str(idx_dir), Preparation("letterbox", 40, 3), ("0", "1", "2"))
     assert found.images.shape == (10, 3, 40, 40)
 
 
 def test_folders_for_a_model(photos: Path) -> None:
     preparation = Preparation("letterbox", 32, 3)
-    found = load_images(str(photos), preparation, ("dog", "cat"))
+    found, taken = load_images(str(photos), preparation, ("dog", "cat"))
     assert found.labels.tolist() == [1] * 6 + [0] * 6
-    flat = load_images(str(photos / "cat"), preparation, ("dog", "cat"))
+    assert taken == f"all of {photos}"
+    flat, _ = load_images(str(photos / "cat"), preparation, ("dog", "cat"))
     assert flat.labels.tolist() == [-1] * 6
     assert flat.class_names == ("dog", "cat")
     assert flat.paths[0].endswith("img0.png")

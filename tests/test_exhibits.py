@@ -93,7 +93,7 @@ def test_a_map_shows_no_more_than_it_can() -> None:
     assert torch.equal(for_maps(many, generator()).sources, shown.sources)
 
 
-@pytest.mark.parametrize("n", [2, 5, 30])
+@pytest.mark.parametrize("n", [10, 30])
 def test_maps_of_before_and_after(n: int) -> None:
     rng = generator()
     before, after = torch.randn(n, 6, generator=rng), torch.randn(n, 6, generator=rng)

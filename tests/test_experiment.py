@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from handful import checkpoints, config, datasets, experiment, partition, report, stages
+from handful import checkpoints, config, datasets, experiment, partition, report, runs, stages
 from handful.experiment import Run, embed, evaluate
 from handful.networks import Encoder
 from handful.predictor import Predictor
@@ -295,7 +296,7 @@ def test_arrays_for_the_figures_are_all_there(whole: Whole) -> None:
     assert shapes["gallery_originals"] == (10, 1, 28, 28)
     assert shapes["pipeline_views"] == (2, 1, 28, 28)
     assert shapes["pipeline_z"] == (2, 16)
-    assert shapes["map_h"] == (80, 32)
+    assert shapes["map_h"] == (80, Predictor.load(whole.path, "cpu").encoder.dim)
     assert shapes["map_xy"] == shapes["map_xy_before"] == (80, 2)
     assert shapes["map_labels"] == shapes["test_labels"] == (80,)
     wrong = round(80 * (1 - whole.summary["test_accuracy"]))
@@ -433,6 +434,15 @@ def test_what_is_kept_is_the_model_of_everything(idx_folder: IdxFolder, tmp_path
     assert torch.equal(saved.head.weight, last[0].head.weight)
 
 
+def test_a_map_of_another_encoder_places_nothing(idx_folder: IdxFolder, tmp_path: Path) -> None:
+    source = idx_folder(10)
+    run = bare(source, tmp_path / "run", tsne=True)
+    assert "map_xy" in runs.RunFolder(run.path).arrays()
+    embed(run.path, str(source), tmp_path / "h.npz", "cpu")
+    with np.load(tmp_path / "h.npz") as archive:
+        assert "xy" not in archive
+
+
 def test_development_leaves_the_test_files_shut(idx_folder: IdxFolder, tmp_path: Path) -> None:
     source = idx_folder(12)
     for kind in ("images-idx3", "labels-idx1"):
@@ -443,7 +453,7 @@ def test_development_leaves_the_test_files_shut(idx_folder: IdxFolder, tmp_path:
     assert summary["dev"] is True
     assert summary["test_images"] == 20
     assert summary["labelled_images"] == 50
-    assert "development" in summary["test_of"]
+    assert summary["test_of"] == "training images from number 100 on"
 
 
 # --- seeds ---
@@ -516,6 +526,38 @@ def test_without_a_pretext_task_there_is_a_classifier_all_the_same(
     assert not (out / "checkpoints" / "pretext").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"pretext.steps": 0, "control": True}, "no control: without a pretext task"),
+        ({"data.holdout": 0.0, "control": True}, "no control: it would be compared on test images"),
+        ({"data.unlabelled": True}, "--unlabelled adds nothing"),
+        (
+            {"data.unlabelled": True, "data.per_class": 9, "pretext.steps": 0},
+            "10 unlabelled images stay unused",
+        ),
+        ({"tsne": True}, "no maps: they take at least 10 test images"),
+    ],
+)
+def test_what_was_asked_for_without_effect_is_said(
+    settings: dict[str, Any], told: str, idx_folder: IdxFolder, tmp_path: Path
+) -> None:
+    source = idx_folder(10) if "data.holdout" in settings else idx_folder(10, test=9)
+    changes = {key.replace("__", "."): value for key, value in TINY.items()}
+    changes |= {"data.source": str(source), "tsne": False, "control": False} | settings
+    said: list[str] = []
+    with mock.patch.object(report, "draw"), mock.patch.object(report, "write"):
+        config_ = RECIPES["demo"].config.updated(changes)
+        run = experiment.run(config_, tmp_path / "run", say=said.append)
+    assert [line for line in said if line.startswith(told)]
+    assert run.summary["control_test_accuracy"] is None
+    assert "map_xy" not in runs.RunFolder(run.path).arrays()
+
+
+def test_a_run_in_which_everything_has_effect_says_nothing_of_it(whole: Whole) -> None:
+    assert not [line for line in whole.said if line.startswith(("no ", "--", "too few"))]
+
+
 def test_a_linear_probe_keeps_the_encoder_of_the_pretext_task(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     bare(source, out, downstream__train_encoder=False)
@@ -581,6 +623,7 @@ def test_settings_may_be_given_by_name(source: Path, tmp_path: Path) -> None:
         ({"recipe": "dmo"}, "unknown recipe dmo: did you mean demo"),
         ({"pretext__temperature": -1.0}, "pretext.temperature = -1.0"),
         ({"device": "tpu"}, "unknown device tpu"),
+        ({"data__draw": 4}, "--draw 4 needs --per-class"),
         ({"data__per_class": 11}, "has 10 labelled images and --per-class asks for 11"),
     ],
 )
@@ -603,6 +646,35 @@ def test_evaluate_finds_what_the_run_found(whole: Whole) -> None:
     assert found["class_names"] == whole.summary["class_names"]
 
 
+def test_evaluate_says_what_it_scored_and_whether_the_run_knew_it(
+    source: Path, tmp_path: Path
+) -> None:
+    run = bare(source, tmp_path / "run", data__per_class=6, data__draw=3)
+    found = evaluate(run.path, str(source), "cpu")
+    assert found["scored"] == f"all of {source / 't10k-images-idx3-ubyte'}"
+    assert (found["images"], found["learned_from"]) == (80, 0)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for path in source.glob("train-*"):
+        shutil.copy(path, alone)
+    found = evaluate(run.path, str(alone), "cpu")
+    assert found["scored"] == f"all of {alone / 'train-images-idx3-ubyte'}"
+    assert (found["images"], found["learned_from"]) == (100, 60)
+    bare_model = evaluate(run.path / "model", str(alone), "cpu")  # nobody knows any more
+    assert bare_model["learned_from"] == 0
+
+
+@pytest.mark.parametrize(("refit", "copies"), [(True, 0), (False, 2)])
+def test_every_labelled_image_of_a_run_is_known_to_it(
+    idx_folder: IdxFolder, tmp_path: Path, refit: bool, copies: int
+) -> None:
+    """Those held out for a test and those that chose the length included."""
+    source = idx_folder(10)
+    run = bare(source, tmp_path / "run", downstream__refit=refit, data__copies=copies)
+    assert run.summary["test_images"] == 20
+    assert evaluate(run.path, str(source), "cpu")["learned_from"] == 100
+
+
 def test_images_without_labels_cannot_be_scored(whole: Whole, tmp_path: Path) -> None:
     Image.new("L", (28, 28)).save(tmp_path / "one.png")
     with pytest.raises(ValueError, match="has a label to score against"):
@@ -616,12 +688,13 @@ def test_nothing_can_be_evaluated_without_a_run(source: Path, tmp_path: Path) ->
 
 def test_embed_places_points_on_the_map(whole: Whole, tmp_path: Path) -> None:
     out = tmp_path / "points.npz"
-    assert embed(whole.path, str(whole.source), out, "cpu") == 80
+    count, taken = embed(whole.path, str(whole.source), out, "cpu")
+    assert (count, taken) == (80, f"all of {whole.source / 't10k-images-idx3-ubyte'}")
     with np.load(out, allow_pickle=False) as archive:
         points = dict(archive)
     test = datasets.load(whole.config.data).test
     assert test is not None
-    assert points["h"].shape == (80, 32)
+    assert points["h"].shape == (80, Predictor.load(whole.path, "cpu").encoder.dim)
     assert points["h"].dtype == np.float32
     assert points["labels"].tolist() == test.labels.tolist()
     assert points["class_names"].tolist() == list("0123456789")
@@ -639,7 +712,7 @@ def test_embed_takes_classes_that_were_not_trained(whole: Whole, tmp_path: Path)
     folder = tmp_path / "letters" / "Q"
     folder.mkdir(parents=True)
     Image.fromarray(np.full((28, 28), 9, np.uint8)).save(folder / "q.png")
-    assert embed(whole.path, str(folder.parent), tmp_path / "h.npz", "cpu") == 1
+    assert embed(whole.path, str(folder.parent), tmp_path / "h.npz", "cpu")[0] == 1
     with np.load(tmp_path / "h.npz") as arrays:
         assert arrays["labels"].tolist() == [-1]
     with pytest.raises(ValueError, match="classes that were not trained: Q"):
@@ -655,7 +728,7 @@ def test_embed_knows_files_and_does_without_a_map(
     for i in range(3):
         Image.fromarray(bundled.train.images[i, 0].numpy()).save(folder / f"{i}.png")
     out = tmp_path / "points.npz"
-    assert embed(run.path, str(folder), out, "cpu") == 3
+    assert embed(run.path, str(folder), out, "cpu") == (3, f"all of {folder}")
     with np.load(out, allow_pickle=False) as archive:
         points = dict(archive)
     assert "xy" not in points

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -141,6 +142,14 @@ def test_concatenate_refuses_other_classes_and_shapes() -> None:
         concatenate([first, ImageSet.of(pixels(1), torch.tensor([0]), ("dog", "cat"))])
     with pytest.raises(ValueError, match=r"image shapes differ: \(1, 4, 4\) and \(3, 4, 4\)"):
         concatenate([first, ImageSet.of(pixels(1, channels=3), torch.tensor([0]), NAMES)])
+
+
+def test_fingerprints_are_of_the_pixels_alone() -> None:
+    first = five()
+    assert first.fingerprints().dtype == np.uint64
+    assert len(set(first.fingerprints().tolist())) == 5
+    again = first.select(torch.tensor([3, 3, 0])).without_labels().fingerprints()
+    assert again.tolist() == first.fingerprints()[[3, 3, 0]].tolist()
 
 
 def test_to_float_spans_zero_to_one() -> None:

@@ -39,9 +39,7 @@ def dataset(labels: list[int], test: int = 0) -> Dataset:
         train=flat(labels),
         test=flat([i % 3 for i in range(test)], first=200) if test else None,
         test_of="test images" if test else "",
-        name="flat",
         preparation=Preparation("letterbox", 8, 1),
-        official_order=False,
         notes=(),
     )
 
@@ -254,7 +252,7 @@ def test_development_never_opens_the_test_file(shut: Path) -> None:
     parts = partition(config, datasets.load(config.data))
     assert parts.test is not None
     assert len(parts.test) == 20
-    assert "development" in parts.test_of
+    assert parts.test_of == "training images from number 100 on"
     opened = config.updated({"data.dev": False})
     with pytest.raises(ValueError, match="t10k"):  # that opening it would have been noticed
         datasets.load(opened.data)
@@ -275,9 +273,19 @@ def test_development_images_are_in_no_pool(shut: Path) -> None:
 def test_one_image_a_class_leaves_nothing_to_hold_out() -> None:
     """What cannot be split off is None, and training goes on without it."""
     images = ImageSet.of(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.arange(3), "abc")
-    dataset = Dataset(images, None, "", "three", Preparation("letterbox", 8, 1), False, ())
+    dataset = Dataset(images, None, "", Preparation("letterbox", 8, 1), ())
     parts = partition(RunConfig(), dataset)
     assert parts.validation is None
     assert parts.test is None
     assert parts.test_of == ""
     assert len(parts.final) == len(parts.everything) == 3
+
+
+def test_copies_of_photographs_have_no_black_corners() -> None:
+    source = dataset([0, 1, 2] * 4, test=3)
+    darkest = [
+        partition(configured(data__copies=3, preset=preset), source).fit.images.amin((1, 2, 3))
+        for preset in ("digits", "general")
+    ]
+    assert int(darkest[0].min()) == 0
+    assert int(darkest[1].min()) > 0

@@ -192,6 +192,29 @@ def test_curves_show_what_there_is(layout: plots.Layout) -> None:
     assert inside(figure)
 
 
+@pytest.mark.parametrize(
+    "shares", [(0.93, 0.9301, 0.9302), (0.93, 0.935, 0.971), (1, 1), (0, 0), (0.2, 0.99)]
+)
+def test_ticks_in_per_cent_are_distinct_and_exact(shares: tuple[float, ...]) -> None:
+    shown = [{"stage": "pretext", "step": k, "knn_accuracy": v} for k, v in enumerate(shares, 1)]
+    figure = plots.curves(shown)
+    assert figure is not None
+    opened(figure)
+    axes = figure.axes[0]
+    assert axes.lines[0].get_ydata() == pytest.approx([100 * share for share in shares])
+    low, high = axes.get_ylim()
+    ticks = [
+        (tick.get_position()[1], tick.get_text())
+        for tick in axes.get_yticklabels()
+        if low <= tick.get_position()[1] <= high
+    ]
+    assert len({text for _, text in ticks}) == len(ticks) >= 3
+    for value, text in ticks:
+        assert float(text) == pytest.approx(value)
+        assert 0 <= value <= 100
+        assert len(text) <= 5
+
+
 def test_the_control_is_thin_and_grey_beside_ours() -> None:
     both = rows("control", loss=3) + rows("downstream", loss=2)
     figure = plots.curves(both)

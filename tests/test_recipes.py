@@ -22,10 +22,16 @@ from handful.recipes import (
     ink_on_black,
     recipe_for,
     sized,
+    suited,
 )
 from handful.views import EXPANSION
 
 every_recipe = pytest.mark.parametrize("name", RECIPES)
+
+
+def fitted(config: RunConfig, images: ImageSet) -> RunConfig:
+    """As a run fits its configuration to its images."""
+    return sized(suited(config, images), len(images), len(images))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +54,7 @@ def test_a_recipe_is_a_valid_configuration_that_knows_its_name(name: str) -> Non
 @every_recipe
 def test_a_digit_stays_a_digit_in_every_recipe(name: str, few: ImageSet) -> None:
     """Mirrored or turned far, a digit is another digit or none (a 6 is a 9)."""
-    config = sized(RECIPES[name].config, few, len(few))
+    config = fitted(RECIPES[name].config, few)
     assert config.preset == "digits"
     for views in (config.pretext.views, config.downstream.views, EXPANSION):
         assert not views.flip
@@ -59,17 +65,17 @@ def test_a_digit_stays_a_digit_in_every_recipe(name: str, few: ImageSet) -> None
 
 @every_recipe
 def test_sizing_leaves_nothing_open_that_training_needs(name: str, few: ImageSet) -> None:
-    config = sized(RECIPES[name].config, few, len(few))
+    config = fitted(RECIPES[name].config, few)
     assert config.pretext.steps
     assert config.downstream.steps
     assert config.preset != "auto"
-    assert sized(RECIPES[name].config, few, len(few)) == config
-    assert sized(config, few, len(few)) == config
+    assert fitted(RECIPES[name].config, few) == config
+    assert fitted(config, few) == config
 
 
 def test_sizing_never_overrules_a_number_that_was_given(few: ImageSet) -> None:
     asked = RECIPES["standard"].config.updated({"pretext.steps": 0, "downstream.steps": 3})
-    config = sized(asked, few, len(few))
+    config = sized(asked, len(few), len(few))
     assert (config.pretext.steps, config.downstream.steps) == (0, 3)
 
 
@@ -77,9 +83,8 @@ def test_sizing_never_overrules_a_number_that_was_given(few: ImageSet) -> None:
 def test_length_follows_the_number_of_images_between_floor_and_ceiling(
     seen: int, pretext_batch: int, batch: int
 ) -> None:
-    images = ImageSet.of(torch.zeros(40, 1, 8, 8, dtype=torch.uint8), torch.arange(40) % 2, "ab")
     batches = {"pretext.batch_size": pretext_batch, "downstream.batch_size": batch}
-    config = sized(RECIPES["standard"].config.updated(batches), images, seen)
+    config = sized(RECIPES["standard"].config.updated(batches), 40, seen)
     assert config.pretext.steps is not None
     assert config.downstream.steps is not None
     # batches of an epoch are nearly equal: n / ceil(n / batch size) images each
@@ -91,39 +96,60 @@ def test_length_follows_the_number_of_images_between_floor_and_ceiling(
     assert FEWEST_LESSONS - lesson - 1 < lessons <= MOST_LESSONS
 
 
-def test_more_images_mean_a_longer_pretext_task(few: ImageSet) -> None:
+def test_more_images_mean_a_longer_pretext_task() -> None:
     steps = [
-        sized(RECIPES["standard"].config, few, seen).pretext.steps or 0
+        sized(RECIPES["standard"].config, 40, seen).pretext.steps or 0
         for seen in (128, 512, 1024, 2048)
     ]
     assert steps == sorted(set(steps))
 
 
 def test_photographs_get_views_for_photographs(photos: ImageSet) -> None:
-    config = sized(RECIPES["standard"].config, photos, len(photos))
+    config = fitted(RECIPES["standard"].config, photos)
     assert config.preset == "general"
     assert config.pretext.views == RICH_GENERAL
     assert config.downstream.views == MILD_GENERAL
 
 
 def test_digits_get_views_for_digits(few: ImageSet) -> None:
-    config = sized(RECIPES["standard"].config, few, len(few))
+    config = fitted(RECIPES["standard"].config, few)
     assert config.pretext.views == RICH_DIGITS
     assert config.downstream.views == MILD_DIGITS
 
 
+@every_recipe
+def test_every_recipe_looks_at_images_that_are_not_its_own(
+    name: str, photos: ImageSet, few: ImageSet
+) -> None:
+    config = recipe_for("photos/", name)
+    assert fitted(config, photos).preset == "general"
+    assert fitted(config, photos).pretext.views == RICH_GENERAL
+    assert fitted(config, few).preset == "digits"
+    bundled = recipe_for("mnist50", name)
+    assert fitted(config, few).pretext.views == fitted(bundled, few).pretext.views
+
+
 def test_a_preset_that_was_asked_for_stands(photos: ImageSet, few: ImageSet) -> None:
-    digits = sized(RECIPES["standard"].config.updated({"preset": "digits"}), photos, 40)
+    digits = suited(RECIPES["standard"].config.updated({"preset": "digits"}), photos, {"preset"})
     assert digits.pretext.views == RICH_DIGITS
-    general = sized(RECIPES["standard"].config.updated({"preset": "general"}), few, 40)
+    general = suited(RECIPES["standard"].config.updated({"preset": "general"}), few, {"preset"})
     assert general.pretext.views == RICH_GENERAL
 
 
-def test_views_that_somebody_chose_stay(photos: ImageSet) -> None:
-    asked = RECIPES["standard"].config.updated({"pretext.views.rotation": 1.0})
-    config = sized(asked, photos, len(photos))
-    assert config.pretext.views == asked.pretext.views
+def test_one_view_that_somebody_set_leaves_the_others_to_the_preset(photos: ImageSet) -> None:
+    asked = {"pretext.views.elastic": 0.01, "pretext.views.flip": False}
+    config = suited(RECIPES["standard"].config.updated(asked), photos, asked)
+    expected = RICH_GENERAL.model_copy(update={"elastic": 0.01, "flip": False})
+    assert config.pretext.views == expected
     assert config.downstream.views == MILD_GENERAL
+    # what was fitted stays: a run's config.toml repeats it
+    assert suited(config, photos) == config
+
+
+def test_views_of_ones_own_stay_without_anyone_saying_so(photos: ImageSet) -> None:
+    asked = RECIPES["standard"].config.updated({"pretext.views.rotation": 1.0})
+    expected = RICH_GENERAL.model_copy(update={"rotation": 1.0})
+    assert suited(asked, photos).pretext.views == expected
 
 
 def test_general_views_do_not_take_the_frame_for_ink() -> None:

@@ -17,6 +17,7 @@ from scipy.ndimage import affine_transform
 
 from handful import report
 from handful.config import RunConfig
+from handful.runs import HEADER, RunFolder
 
 FIGURES = ("views", "pipeline", "curves", "tsne", "confusion", "reliability", "mistakes")
 DIGITS = tuple("0123456789")
@@ -164,7 +165,8 @@ def write_run(
     arrays = figure_arrays(names, rng, size, channels, tests)
     summary = summary_of(arrays, names) | changes
     (path / "figures").mkdir(parents=True)
-    (path / "config.toml").write_text(RunConfig(control=True).to_toml(), encoding="utf-8")
+    settings = HEADER + RunConfig(control=True).to_toml()
+    (path / "config.toml").write_text(settings, encoding="utf-8")
     (path / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     rows = "".join(json.dumps(row) + "\n" for row in training_rows())
     (path / "metrics.jsonl").write_text(rows, encoding="utf-8")
@@ -311,6 +313,7 @@ def test_a_development_run_claims_no_test(tmp_path: Path) -> None:
     )
     text = Page(report.build(run)).text
     assert "the test set was not opened" in text
+    assert "Accuracy on development images" in text
     assert "Test accuracy" not in text
     assert "took part in no decision" not in text
 
@@ -355,19 +358,16 @@ def test_a_run_that_was_stopped_shows_what_it_has(tmp_path: Path) -> None:
 
 
 def test_drawing_and_writing_apart_is_building(whole: Path, page: Page) -> None:
-    summary = json.loads((whole / "summary.json").read_text(encoding="utf-8"))
-    report.draw(whole)
-    assert Page(report.write(whole, summary)).html == page.html
+    folder = RunFolder(whole)
+    report.draw(folder, folder.summary())
+    report.write(folder, folder.summary())
+    assert Page(whole / "report.html").html == page.html
 
 
-def test_figures_before_the_summary_have_the_names_of_the_model(
-    tmp_path: Path, whole: Path
-) -> None:
+def test_figures_may_be_drawn_before_the_summary_is_written(tmp_path: Path, whole: Path) -> None:
     report.build(whole)
     early = write_run(tmp_path / "early", tests=600, without=("summary.json",))
-    (early / "model").mkdir()
-    (early / "model" / "model.json").write_text(json.dumps({"class_names": list(DIGITS)}))
-    report.draw(early)
+    report.draw(RunFolder(early), {"class_names": list(DIGITS)})
     for name in FIGURES:
         path = Path("figures") / f"{name}.png"
         assert (early / path).read_bytes() == (whole / path).read_bytes()
@@ -410,7 +410,7 @@ def test_the_command_repeats_the_run(tmp_path: Path) -> None:
 def test_settings_and_versions_are_listed(page: Page) -> None:
     assert re.search(r"torch\s+2\.13\.0", page.text)
     assert re.search(r"pretext\.views\s+rotation\s+15", page.text)
-    assert re.search(r"per_class\s+auto", page.text)
+    assert re.search(r"per_class\s+unset", page.text)
 
 
 @pytest.mark.parametrize("name", ["summary.json", "figures/arrays.npz"])
@@ -423,7 +423,11 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no run folder"):
+    for place in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ValueError, match="there is no run there"):
+            report.build(place)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match="handful did not make it"):
         report.build(tmp_path)
 
 

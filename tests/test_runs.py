@@ -79,6 +79,25 @@ def test_another_configuration_is_refused_with_every_difference(tmp_path: Path) 
     assert "\n" not in line
 
 
+def test_a_source_is_the_same_however_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    of_folder = CONFIG.updated({"data.source": "photos/"})
+    finished(tmp_path / "run", of_folder)
+    for same in ("photos", "./photos", str(tmp_path / "photos"), "other/../photos"):
+        assert isinstance(claim("run", of_folder.updated({"data.source": same})), dict)
+    with pytest.raises(ValueError, match=r"data\.source: here others, there photos/"):
+        claim("run", of_folder.updated({"data.source": "others"}))
+
+
+def test_mnist50_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    finished(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"data\.source: here \./mnist50, there mnist50"):
+        claim("run", CONFIG.updated({"data.source": "./mnist50"}))
+
+
 def test_an_interrupted_run_is_refused_with_the_remedy(tmp_path: Path) -> None:
     claimed(tmp_path / "run")
     with pytest.raises(ValueError, match="did not finish or is still running: --overwrite"):
@@ -211,6 +230,32 @@ def test_a_row_cut_short_by_an_interruption_is_left_out(tmp_path: Path) -> None:
     with (folder.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "lo')
     assert folder.rows() == [{"step": 1}]
+
+
+@pytest.mark.parametrize(("name", "read"), [
+    ("metrics.jsonl", RunFolder.rows), ("figures/arrays.npz", RunFolder.arrays),
+])  # fmt: skip
+def test_a_damaged_file_is_named_in_one_line(tmp_path: Path, name: str, read: Any) -> None:
+    folder = claimed(tmp_path / "run")
+    folder.write(name, b"no such\nthing\n")
+    with pytest.raises(ValueError, match=Path(name).name) as caught:
+        read(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = claimed(tmp_path / "run")
+    folder.write("figures/phone/a.png", b"first")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ValueError, match=r"cannot write .*a\.png: No space left"):
+        folder.write("figures/phone/a.png", b"second")
+    assert (folder.figures / "phone" / "a.png").read_bytes() == b"first"
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:

@@ -41,6 +41,20 @@ def test_lines_are_few_and_end_with_the_last_step(
         assert all(line.endswith(" left") for line in own[:-1])
 
 
+def test_two_readings_in_a_row_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    lines, bars = screen.Lines(), screen.Bars()
+    for count in (4, 3):
+        for row in rows("read", count, count):
+            lines.row(row)
+            bars.row(row)
+    shown = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in shown if "took" in line] == [
+        "reading images: step 4 of 4",
+        "reading images: step 3 of 3",
+    ]
+    assert [(task.completed, task.total) for task in bars.bars.tasks] == [(4, 4), (3, 3)]
+
+
 def test_time_left_is_in_proportion(capsys: pytest.CaptureFixture[str]) -> None:
     row = {"stage": "pretext", "step": 25, "steps": 100, "seconds": 30.0, "loss": 1.0}
     screen.Lines().row(row)
@@ -58,7 +72,7 @@ def test_bars_finish_where_a_stage_stops_early() -> None:
         "loss 0.250, correct 50.0 %",
         "loss 1.000, correct 50.0 %",
     ]
-    assert [task.fields["time"] for task in progress.bars.tasks] == ["took 0 s", "took 0 s"]
+    assert [task.fields["time"] for task in progress.bars.tasks] == ["took 0.4 s", "took 0.1 s"]
 
 
 def test_which_progress_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,15 +85,8 @@ def test_which_progress_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type(screen.progress(quiet=False)) is screen.Lines
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.2, "0 s"), (59.6, "1 min 0 s"), (252, "4 min 12 s"), (7320, "2 h 2 min")],
-)
-def test_duration(seconds: float, text: str) -> None:
-    assert screen.duration(seconds) == text
-
-
 SUMMARY = {
+    "dev": False,
     "test_accuracy": 0.985,
     "test_interval": [0.982, 0.987],
     "test_images": 10_000,
@@ -94,8 +101,8 @@ SUMMARY = {
 
 def test_the_end_of_a_run_with_a_control() -> None:
     text = screen.run(SUMMARY, "runs/demo/report.html")
-    assert "98.50 %  (95 % interval 98.20 to 98.70, 10,000 images)  official test set" in text
-    assert "98.00 %  (95 % interval 97.70 to 98.30)" in text
+    assert "98.50 %  (95 % interval 98.20–98.70 %, 10,000 images)  official test set" in text
+    assert "98.00 %  (95 % interval 97.70–98.30 %, 10,000 images)" in text
     assert "-0.50 points  (95 % interval -0.80 to +0.10)" in text
     assert "4 min 10 s" in text
     assert "runs/demo/report.html" in text
@@ -112,11 +119,18 @@ def test_the_end_of_a_run_without_a_test_split_shows_what_there_is() -> None:
     nothing = {"test_accuracy": None, "control_test_accuracy": None}
     lines = screen.run(SUMMARY | nothing | validation, "r.html").splitlines()
     assert [line.split()[0] for line in lines] == ["validation", "time", "report"]
-    assert "90.00 %  (95 % interval 80.00 to 95.00, 60 images)  the model itself" in lines[0]
+    assert "90.0 %  (95 % interval 80.0–95.0 %, 60 images)  the model itself" in lines[0]
+
+
+def test_a_development_run_claims_no_test() -> None:
+    text = screen.run(SUMMARY | {"dev": True, "test_of": "training images"}, "r.html")
+    assert text.startswith("accuracy on development images  98.50 %")
+    assert "test accuracy" not in text
 
 
 def test_an_evaluation_has_a_line_a_class() -> None:
     found = {
+        "scored": "all of photos/test",
         "accuracy": 0.75,
         "interval": [0.5, 0.9],
         "images": 4,
@@ -130,9 +144,9 @@ def test_an_evaluation_has_a_line_a_class() -> None:
         ],
     }
     lines = screen.evaluation(found).splitlines()
-    assert "75.00 %  (95 % interval 50.00 to 90.00, 4 images)" in lines[0]
-    assert lines[-2].split() == ["cat", "2", "100.00", "%", "50.00", "%", "66.67", "%"]
-    assert lines[-1].split() == ["dog", "2", "66.67", "%", "100.00", "%", "80.00", "%"]
+    assert "75.0 %  (95 % interval 50.0–90.0 %, 4 images)  all of photos/test" in lines[0]
+    assert lines[-2].split() == ["cat", "2", "100.0", "%", "50.0", "%", "66.7", "%"]
+    assert lines[-1].split() == ["dog", "2", "66.7", "%", "100.0", "%", "80.0", "%"]
 
 
 @pytest.mark.parametrize("show", [screen.answers, screen.answers_json, screen.answers_csv])

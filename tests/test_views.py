@@ -526,3 +526,17 @@ def test_no_view_is_below_black(few: ImageSet, seed: int) -> None:
     """Gamma would make a power of a negative number of it, which is not a number."""
     strongest = RICH_DIGITS.model_copy(update={"stroke": 1.0, "blur": 1.0, "gamma": 0.0})
     assert view(few.images, strongest, generator(seed)).min() >= 0
+
+
+def test_copies_are_made_some_sources_at_a_time(few: ImageSet) -> None:
+    calls: list[int] = []
+
+    def spy(images: torch.Tensor, *rest: Any) -> torch.Tensor:
+        calls.append(len(images))
+        return view(images, *rest)
+
+    with mock.patch.object(views, "SOURCES_AT_ONCE", 16), mock.patch.object(views, "view", spy):
+        copies = expand(few, 2, generator())
+    assert calls == [32, 32, 16]
+    assert torch.equal(copies.images[::3], few.images)
+    assert torch.equal(copies.sources, few.sources.repeat_interleave(3))

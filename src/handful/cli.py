@@ -19,9 +19,7 @@ from handful import screen
 
 if TYPE_CHECKING:
     from handful.config import RunConfig
-
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-"""What PyTorch says on a GPU, and on the CPU by operating system."""
+    from handful.predictor import Answer
 
 app = typer.Typer(
     name="handful",
@@ -35,6 +33,8 @@ app.add_typer(data, name="data")
 
 MANY_FILES = 2000
 """From here on `predict` takes seconds and shows how far it is."""
+ANSWERS_A_ROW = 100
+"""A bar that moves for every file costs more than reading it."""
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `handful train` made.")]
 Source = Annotated[
@@ -148,7 +148,7 @@ def train(
     given = {key: value for key, value in options.items() if value is not None}
     from handful.recipes import compose
 
-    settings = compose(source, recipe, config, given, assignments or [])
+    settings, chosen = compose(source, recipe, config, given, assignments or [])
     place = out or default_out(settings)
     with screen.progress(quiet) as progress:
         progress.say(f"recipe {settings.recipe}, into {place}")
@@ -157,6 +157,7 @@ def train(
         run = experiment.run(
             settings,
             place,
+            chosen=chosen,
             overwrite=overwrite,
             on_row=progress.row,
             say=progress.say,
@@ -172,10 +173,16 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     device: Device = "auto",
 ) -> None:
-    """Score a trained classifier on labelled images."""
+    """Score a trained classifier on labelled images: the test split where SOURCE has one."""
     from handful import experiment
 
-    found = experiment.evaluate(run, source, device=device)
+    with screen.progress() as progress:
+        found = experiment.evaluate(run, source, device=device, on_row=progress.row)
+    if found["learned_from"]:
+        _note(
+            f"{found['learned_from']:,} of these {found['images']:,} images are labelled images "
+            "that the run learned from: this is no measure of how it does on new ones"
+        )
     typer.echo(screen.as_json(found) if as_json else screen.evaluation(found))
 
 
@@ -200,17 +207,23 @@ def predict(
 
     model = Predictor.load(run, device=device)
     paths = list(expand(files))
-    answers, began = [], time.monotonic()
-    with screen.progress(quiet=len(paths) < MANY_FILES) as progress:
-        for answer in model.predict_files(paths):
-            answers.append(answer)
-            done = {"step": len(answers), "steps": len(paths)}
-            progress.row({"stage": "predict", **done, "seconds": time.monotonic() - began})
     shown = screen.answers_json if as_json else screen.answers_csv if as_csv else screen.answers
-    typer.echo(shown(answers))
-    unreadable = sum(answer.error is not None for answer in answers)
+    unreadable, began = 0, time.monotonic()
+
+    def answers() -> Iterator[Answer]:  # told as they come: all of them would fill the memory
+        nonlocal unreadable
+        for step, answer in enumerate(model.predict_files(paths), 1):
+            unreadable += answer.error is not None
+            if step % ANSWERS_A_ROW == 0 or step == len(paths):
+                done = {"stage": "predict", "step": step, "steps": len(paths)}
+                progress.row(done | {"seconds": time.monotonic() - began})
+            yield answer
+
+    with screen.progress(quiet=len(paths) < MANY_FILES) as progress:
+        text = shown(answers())
+    typer.echo(text)
     if unreadable:
-        raise ValueError(f"{unreadable} of {len(answers)} files could not be read")
+        raise ValueError(f"{unreadable} of {len(paths)} files could not be read")
 
 
 @app.command()
@@ -220,11 +233,12 @@ def embed(
     out: Annotated[Path, typer.Option(metavar="FILE.npz", help="File to write.")],
     device: Device = "auto",
 ) -> None:
-    """Write the representation h of each image to a NumPy archive."""
+    """Write the representation h of each image (of SOURCE's test split, if any) to an archive."""
     from handful import experiment
 
-    count = experiment.embed(run, source, out, device=device)
-    typer.echo(f"{count:,} images → {out}")
+    with screen.progress() as progress:
+        count, taken = experiment.embed(run, source, out, device=device, on_row=progress.row)
+    typer.echo(f"{count:,} images, {taken} → {out}")
 
 
 @app.command()
@@ -333,7 +347,9 @@ def explanation(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    if isinstance(error, MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY):
+    from handful.devices import out_of_memory
+
+    if out_of_memory(error):
         return (
             "out of memory: take smaller batches (--set pretext.batch_size=64), "
             "smaller images (--set data.size=32) or --device cpu"

@@ -13,6 +13,7 @@ from PIL import Image
 
 from handful import folders, idx
 from handful.config import DataConfig
+from handful.folders import OnRow
 from handful.images import UNLABELLED, ImageSet, concatenate
 from handful.pictures import Preparation, is_prepared_digit, to_pixels
 
@@ -27,29 +28,29 @@ class Dataset:
     train: labelled and, where the source has some, unlabelled images.
     test: None where the source has no test split. No source number of it occurs in `train`.
     test_of: what the test split is, for people; empty where there is none.
-    official_order: whether the position of a training image is its index in the order in which the
-    data were published, which is what a draw hashes.
     notes: lines for people: what was found, what was skipped and why.
     """
 
     train: ImageSet
     test: ImageSet | None
     test_of: str
-    name: str
     preparation: Preparation
-    official_order: bool
     notes: tuple[str, ...]
 
 
-def load(config: DataConfig) -> Dataset:
+def load(config: DataConfig, on_row: OnRow | None = None) -> Dataset:
     """The images that `config.source` names.
 
+    on_row: called with rows that tell how far the reading of many files is.
     Raises ValueError with one line naming the folder, file or class that is amiss.
     """
     if config.source == "mnist50":
         return _bundled(config)
     folder = _folder(config.source)
-    dataset = _idx_dataset(folder, config) if idx.find(folder) else _folder_dataset(folder, config)
+    if idx.find(folder):
+        dataset = _idx_dataset(folder, config)
+    else:
+        dataset = _folder_dataset(folder, config, on_row)
     if len(dataset.train.class_names) < 2:
         raise ValueError(
             f"{folder} has one class only, {dataset.train.class_names[0]}: a classifier needs two"
@@ -63,11 +64,13 @@ def load_images(
     class_names: Sequence[str],
     *,
     other_classes: bool = False,
-) -> ImageSet:
+    on_row: OnRow | None = None,
+) -> tuple[ImageSet, str]:
     """Images to try a model on, prepared as its own were, with labels numbered as its classes.
 
     source: `mnist50` or a directory with a test split (that split is taken), any other directory of
     idx files or folder of class folders (all of it), or a folder of pictures (unlabelled).
+    on_row: as `load` has it. With the images comes what they are of the source, for people.
 
     Raises ValueError as `load` does, for files that cannot be read and for class names that are not
     among `class_names`; with `other_classes`, images of such classes are unlabelled instead.
@@ -75,23 +78,25 @@ def load_images(
     if source == "mnist50":
         images = _bundled(DataConfig()).test
         assert images is not None
-        return _prepared(_matched(images, class_names, source, other_classes), preparation)
+        images = _matched(images, class_names, source, other_classes)
+        return _prepared(images, preparation), "MNIST's official test images"
     folder = _folder(source)
     found = idx.find(folder)
     if found:
         part = "test" if "test-images" in found else "train"
-        images = _read_idx_part(folder, found, part)
-        return _prepared(_matched(images, class_names, source, other_classes), preparation)
+        images = _matched(_read_idx_part(folder, found, part), class_names, source, other_classes)
+        return _prepared(images, preparation), f"all of {found[f'{part}-images']}"
     parts = [folder / name for name in ("test", "train") if folders.has_folders(folder / name)]
     root = parts[0] if parts else folder
     if folders.has_folders(root):
-        images, skipped = folders.read_classes(root, folders.class_names(root), preparation)
+        names = folders.class_names(root)
+        images, skipped = folders.read_classes(root, names, preparation, on_row)
     else:
-        images, skipped = folders.read_unlabelled(root, class_names, preparation)
+        images, skipped = folders.read_unlabelled(root, class_names, preparation, on_row)
     if skipped:
         count = f"{len(skipped)} file{'s' * (len(skipped) > 1)} of {source} cannot be read"
         raise ValueError(f"{count}, repair or remove: {skipped[0]}")
-    return _matched(images, class_names, source, other_classes)
+    return _matched(images, class_names, source, other_classes), f"all of {root}"
 
 
 def fetch_mnist(out: Path) -> None:
@@ -159,7 +164,7 @@ def _bundled(config: DataConfig) -> Dataset:
     test = ImageSet.of(stored["test_images"][:, None], stored["test_labels"], names)
     test = replace(test, sources=test.sources + 60_000)
     note = "mnist50: the first 50 training images of each class and the 10,000 official test images"
-    return Dataset(train, test, OFFICIAL, "mnist50", Preparation("digits", 28, 1), False, (note,))
+    return Dataset(train, test, OFFICIAL, Preparation("digits", 28, 1), (note,))
 
 
 def _idx_dataset(folder: Path, config: DataConfig) -> Dataset:
@@ -177,8 +182,8 @@ def _idx_dataset(folder: Path, config: DataConfig) -> Dataset:
         first = len(train) - len(train) // 6
         positions = torch.arange(len(train))
         train, test = train.select(positions[:first]), train.select(positions[first:])
-        test_of = f"development images: training images from number {first:,} on"
-        notes.append(f"{test_of}; the test files stay shut")
+        test_of = f"training images from number {first:,} on"
+        notes.append(f"development: scored on {test_of}; the test files stay shut")
     elif "test-images" in found:
         test = _read_idx_part(folder, found, "test")
         if test.size != train.size:
@@ -190,7 +195,7 @@ def _idx_dataset(folder: Path, config: DataConfig) -> Dataset:
         config.prepare == "auto" and all(map(is_prepared_digit, sample))
     )
     preparation = Preparation("digits" if digits else "letterbox", side, 1)
-    return Dataset(train, test, test_of, folder.resolve().name, preparation, True, tuple(notes))
+    return Dataset(train, test, test_of, preparation, tuple(notes))
 
 
 def _read_idx_part(folder: Path, found: dict[str, Path], part: str) -> ImageSet:
@@ -226,7 +231,7 @@ def _check_range(values: list[int], path: Path) -> None:
             )
 
 
-def _folder_dataset(folder: Path, config: DataConfig) -> Dataset:
+def _folder_dataset(folder: Path, config: DataConfig, on_row: OnRow | None) -> Dataset:
     if config.dev:
         raise ValueError(f"--dev needs a directory of idx files, and {folder} has none")
     divided = folders.has_folders(folder / "train")
@@ -236,24 +241,24 @@ def _folder_dataset(folder: Path, config: DataConfig) -> Dataset:
     names = folders.class_names(root)
     paths = [path for name in names for path in folders.pictures(root / name)]
     preparation = folders.preparation_for(paths, config)
-    train, skipped = folders.read_classes(root, names, preparation)
+    train, skipped = folders.read_classes(root, names, preparation, on_row)
     test, notes = None, [f"{folder}: {train.describe()}"]
     if divided and (folder / "test").is_dir():
         test_names = folders.class_names(folder / "test")
-        test, more = folders.read_classes(folder / "test", test_names, preparation)
+        test, more = folders.read_classes(folder / "test", test_names, preparation, on_row)
         test = _matched(test, names, str(folder / "test"))
         skipped += more
         notes.append(f"test: {len(test):,} images")
-    for extra in (folder / name for name in folders.UNLABELLED_NAMES if (folder / name).is_dir()):
-        images, more = folders.read_unlabelled(extra, names, preparation)
+    for extra in folders.unlabelled(folder, root):
+        images, more = folders.read_unlabelled(extra, names, preparation, on_row)
         train = concatenate([train, replace(images, sources=images.sources + len(train))])
         skipped += more
-        notes.append(f"unlabelled: {len(images):,} images")
+        notes.append(f"unlabelled: {len(images):,} images in {extra}")
     if test is not None:
         test = replace(test, sources=test.sources + len(train))
     test_of = f"images in {folder.resolve().name}/test" if test is not None else ""
     notes += _left_out(folder, skipped)
-    return Dataset(train, test, test_of, folder.resolve().name, preparation, False, tuple(notes))
+    return Dataset(train, test, test_of, preparation, tuple(notes))
 
 
 def _left_out(folder: Path, skipped: list[str]) -> list[str]:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from handful import datasets, devices, exhibits, maps, metrics, networks, report, runs, stages
-from handful.config import RunConfig
+from handful.config import RunConfig, flat
 from handful.exhibits import Arrays
 from handful.images import ImageSet
 from handful.networks import Encoder, ProjectionHead
-from handful.partition import partition
+from handful.partition import Partition, partition
 from handful.predictor import Predictor
-from handful.recipes import recipe_for, sized
+from handful.recipes import recipe_for, sized, suited
 from handful.splits import batches_per_epoch
 from handful.stages import Row, Session, Trained
 
@@ -56,13 +57,15 @@ def train(
     """
     changes = {key.replace("__", "."): value for key, value in settings.items()}
     config = recipe_for(source, recipe).updated(changes)
-    return run(config, Path(out), overwrite=overwrite, on_row=on_row)
+    chosen = frozenset(flat(changes))
+    return run(config, Path(out), chosen=chosen, overwrite=overwrite, on_row=on_row)
 
 
 def run(
     config: RunConfig,
     out: Path,
     *,
+    chosen: Collection[str] = (),
     overwrite: bool = False,
     on_row: Callable[[Row], None] | None = None,
     say: Callable[[str], None] | None = None,
@@ -70,20 +73,28 @@ def run(
 ) -> Run:
     """Carry out a configuration. What already is complete at `out` is not done again.
 
-    on_row: called with every row of metrics.jsonl. say: called with lines for people.
+    chosen: dotted keys that somebody set; fitting the views to the images leaves these alone.
+    on_row: called with every row of metrics.jsonl, and with rows that tell how far the reading of
+    many files is. say: called with lines for people.
     began: the `time.time()` that `seconds` counts from; now where it is None.
     Raises ValueError for anything that a user can mend.
     """
     began = time.time() if began is None else began
     say = say or (lambda line: None)
+    on_row = on_row or (lambda row: None)
+    if config.data.draw is not None and config.data.per_class is None:
+        raise ValueError(
+            f"--draw {config.data.draw} needs --per-class: without it every label is used"
+        )
     device = devices.choose(config.device)
-    dataset = datasets.load(config.data)
+    dataset = datasets.load(config.data, on_row)
     for note in dataset.notes:
         say(note)
+    config = suited(config, dataset.train, chosen)
     parts = partition(config, dataset)
-    config = sized(config, parts.final, len(parts.pretext))
+    config = sized(config, len(parts.final), len(parts.pretext))
     folder = runs.RunFolder(out)
-    session = Session(config, device, dataset, parts, folder, on_row or (lambda row: None), say)
+    session = Session(config, device, dataset, parts, folder, on_row, say)
     # before the folder is claimed: a network that cannot be built leaves none behind
     encoder, head = stages.fresh_networks(session)
     claimed = runs.claim(out, config, overwrite)
@@ -94,9 +105,9 @@ def run(
     folder.write_arrays(arrays)
     say("writing the report")
     with session.stage("report"):
-        report.draw(out)
+        report.draw(folder, summary)
     summary |= {"stages": session.stages, "seconds": time.time() - began}
-    report.write(out, summary)
+    report.write(folder, summary)
     folder.write_summary(summary)
     return Run(out, folder.summary())
 
@@ -112,17 +123,19 @@ def _carry_out(
     trained = stages.train_classifier(session, encoder, config.downstream)
     predictor = stages.predictor_of(session, trained)
     summary = _described(session, trained, seen)
-    arrays = _pictures(session, encoder, head) if seen else {}
+    arrays = {"labelled_fingerprints": _labelled(session)}
+    if seen:
+        arrays |= _pictures(session, encoder, head)
     if parts.test is not None:
-        session.say(f"scoring {len(parts.test):,} test images")
+        session.say(f"scoring {len(parts.test):,} images")
         with session.stage("test"):
             found, shown, right = stages.score(session, predictor, parts.test)
         summary, arrays = summary | found, arrays | shown
-        if config.control and seen:
+        if _has_control(session):
             encoded = seen + trained.encoded
             summary |= stages.control(session, untrained, encoded, right)
             summary["images_through_encoder"]["control"] = summary.pop("control_images")
-        if config.tsne:
+        if config.tsne and len(parts.test) >= maps.FEWEST:
             session.say("drawing maps of the representation")
             with session.stage("maps"):
                 arrays |= _maps(session, parts.test, untrained, trained.encoder)
@@ -132,6 +145,19 @@ def _carry_out(
         predictor = stages.kept(session, encoder, trained)
     predictor.save(session.folder.model)
     return summary, arrays
+
+
+def _has_control(session: Session) -> bool:
+    """Whether there is a pretext task to leave out, and images to compare on."""
+    config, parts = session.config, session.parts
+    return config.control and bool(config.pretext.steps) and parts.test is not None
+
+
+def _labelled(session: Session) -> NDArray[np.uint64]:
+    """Fingerprints of all images whose labels the run made use of, its copies of them included."""
+    parts = session.parts
+    used = [parts.everything] if parts.validation is None else [parts.everything, parts.validation]
+    return np.unique(np.concatenate([images.fingerprints() for images in used]))
 
 
 def _pictures(session: Session, encoder: Encoder, head: ProjectionHead) -> Arrays:
@@ -144,8 +170,6 @@ def _pictures(session: Session, encoder: Encoder, head: ProjectionHead) -> Array
 
 def _maps(session: Session, test: ImageSet, untrained: Encoder, trained: Encoder) -> Arrays:
     shown = exhibits.for_maps(test, session.generator("maps"))
-    if len(shown) < 2:
-        return {}
     before, after = (networks.represent(f, shown.images) for f in (untrained, trained))
     return exhibits.tsne(before, after, shown.labels, session.config.seed)
 
@@ -154,10 +178,8 @@ def _announce(session: Session, encoder: Encoder) -> None:
     """Say what there is to learn from, and about how long it will take."""
     config, parts = session.config, session.parts
     session.say(f"to learn from: {parts.final.describe()}")
-    if config.data.validation and parts.validation is None:
-        session.say("too few images for validation: the length of training is fixed")
-    if parts.test is None:
-        session.say("no test images: nothing will say how accurate the classifier is")
+    for line in _without_effect(config, parts):
+        session.say(line)
     pretext, downstream = config.pretext, config.downstream
     assert pretext.steps is not None and downstream.steps is not None
     keeping = len(parts.everything) > len(parts.final)
@@ -165,9 +187,28 @@ def _announce(session: Session, encoder: Encoder) -> None:
     then = downstream.steps * _batch(parts.final, downstream.batch_size)
     then *= 1 + (parts.validation is not None and downstream.refit)
     then += downstream.steps * _batch(parts.everything, downstream.batch_size) * keeping
-    images = (first + then) * (1 + config.control)
+    images = (first + then) * (1 + _has_control(session))
     seconds = images * networks.seconds_per_image(encoder, parts.final.images)
     session.say(f"training will take about {max(1, round(seconds / 60))} min")
+
+
+def _without_effect(config: RunConfig, parts: Partition) -> Iterator[str]:
+    """A line for each thing that was asked for and that cannot be had of these images."""
+    unlabelled = f"{parts.unlabelled:,} unlabelled images"
+    if config.data.validation and parts.validation is None:
+        yield "too few images for validation: the length of training is fixed"
+    if parts.test is None:
+        yield "no test images: nothing will say how accurate the classifier is"
+    if config.control and not config.pretext.steps:
+        yield "no control: without a pretext task it would be this run itself"
+    elif config.control and parts.test is None:
+        yield "no control: it would be compared on test images"
+    if config.tsne and parts.test is not None and len(parts.test) < maps.FEWEST:
+        yield f"no maps: they take at least {maps.FEWEST} test images"
+    if config.data.unlabelled and not parts.unlabelled:
+        yield "--unlabelled adds nothing: every training image is used with its label"
+    elif parts.unlabelled and not config.pretext.steps:
+        yield f"{unlabelled} stay unused: they are for the pretext task, and there is none"
 
 
 def _batch(images: ImageSet, batch_size: int) -> float:
@@ -206,30 +247,47 @@ def _described(session: Session, trained: Trained, seen: int) -> dict[str, Any]:
     }
 
 
-def evaluate(run: Path, source: str, device: str = "auto") -> dict[str, Any]:
+def evaluate(
+    run: Path, source: str, device: str = "auto", on_row: Callable[[Row], None] | None = None
+) -> dict[str, Any]:
     """Score the classifier of a run on labelled images: figures as plain values.
 
+    `scored` says which images of the source those are, `learned_from` how many of them are labelled
+    images of the run itself (of a model without its run folder, that is not known: 0).
+    on_row: called with rows that tell how far the reading of many files is.
     Raises ValueError where there is no such run, no such source, or no image has a label.
     """
     predictor = Predictor.load(run, device)
-    images = datasets.load_images(source, predictor.preparation, predictor.class_names).labelled()
+    names = predictor.class_names
+    images, scored = datasets.load_images(source, predictor.preparation, names, on_row=on_row)
+    images = images.labelled()
     if not len(images):
         raise ValueError(f"no image in {source} has a label to score against")
-    found = metrics.evaluate(predictor.logits(images), images.labels)
-    return {"class_names": list(predictor.class_names), **found.as_dict()}
+    known = runs.RunFolder(run).arrays().get("labelled_fingerprints", np.array([], np.uint64))
+    learned_from = int(np.isin(images.fingerprints(), known).sum())
+    found = metrics.evaluate(predictor.logits(images), images.labels).as_dict()
+    return {"scored": scored, "learned_from": learned_from, "class_names": list(names), **found}
 
 
-def embed(run: Path, source: str, out: Path, device: str = "auto") -> int:
-    """Write representations of a source's images to `out`; how many there were.
+def embed(
+    run: Path,
+    source: str,
+    out: Path,
+    device: str = "auto",
+    on_row: Callable[[Row], None] | None = None,
+) -> tuple[int, str]:
+    """Write representations of a source's images to `out`; how many and which of it those are.
 
     Classes that the run was not trained on are welcome: their images get the label -1.
 
     The archive holds h float32 (N, D), labels int64 (N,), class_names, paths where images were
-    files, and, where the run has a t-SNE map, xy float32 (N, 2): their places on it.
+    files, and, where the run has a t-SNE map by the model that is kept, xy float32 (N, 2): their
+    places on it. A run that held out its test images has none: its map is of the model before.
+    on_row: as `evaluate` has it.
     """
     predictor = Predictor.load(run, device)
-    images = datasets.load_images(
-        source, predictor.preparation, predictor.class_names, other_classes=True
+    images, taken = datasets.load_images(
+        source, predictor.preparation, predictor.class_names, other_classes=True, on_row=on_row
     )
     h = predictor.embed(images)
     arrays: dict[str, Any] = {
@@ -244,4 +302,4 @@ def embed(run: Path, source: str, out: Path, device: str = "auto") -> int:
         arrays["xy"] = maps.Map(drawn["map_h"], drawn["map_xy"]).place(h)
     with out.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
-    return len(images)
+    return len(images), taken

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ PICTURES = frozenset(
 )
 UNLABELLED_NAMES = ("unlabelled", "unlabeled")
 SAMPLED = 64  # files of a folder that decide how all of it is prepared
+MANY = 2000  # files from which on reading takes so long that people want to know how far it is
+
+OnRow = Callable[[dict[str, Any]], None]
 
 
 class Read(NamedTuple):
@@ -86,9 +90,18 @@ def class_names(part: Path) -> list[str]:
     return names
 
 
-def read_classes(part: Path, names: Sequence[str], preparation: Preparation) -> Read:
+def unlabelled(*places: Path) -> list[Path]:
+    """The folders of pictures without labels that lie in these places, each once."""
+    inside = (place / name for place in places for name in UNLABELLED_NAMES)
+    return [folder for folder in dict.fromkeys(inside) if folder.is_dir()]
+
+
+def read_classes(
+    part: Path, names: Sequence[str], preparation: Preparation, on_row: OnRow | None = None
+) -> Read:
     """The pictures of all class folders, labelled by their folder.
 
+    on_row: called with rows that tell how far it is, where there are many.
     Raises ValueError for a class none of whose files can be read.
     """
     paths: list[Path] = []
@@ -97,7 +110,7 @@ def read_classes(part: Path, names: Sequence[str], preparation: Preparation) -> 
         of_class = pictures(part / name)
         paths += of_class
         labels += [label] * len(of_class)
-    read = _decode(paths, labels, names, preparation)
+    read = _decode(paths, labels, names, preparation, on_row)
     for label, name in enumerate(names):
         if not (read.images.labels == label).any():
             reason = next(line for line in read.skipped if str(part / name) in line)
@@ -105,19 +118,28 @@ def read_classes(part: Path, names: Sequence[str], preparation: Preparation) -> 
     return read
 
 
-def read_unlabelled(folder: Path, names: Sequence[str], preparation: Preparation) -> Read:
-    """All pictures in a folder and below it, without labels. Raises ValueError for none."""
+def read_unlabelled(
+    folder: Path, names: Sequence[str], preparation: Preparation, on_row: OnRow | None = None
+) -> Read:
+    """All pictures in a folder and below it, without labels. Raises ValueError for none.
+
+    on_row: as `read_classes` has it.
+    """
     paths = pictures(folder)
     if not paths:
         raise ValueError(f"{folder} has no images")
-    read = _decode(paths, [UNLABELLED] * len(paths), names, preparation)
+    read = _decode(paths, [UNLABELLED] * len(paths), names, preparation, on_row)
     if not len(read.images):
         raise ValueError(f"{folder} has no readable image: {read.skipped[0]}")
     return read
 
 
 def _decode(
-    paths: Sequence[Path], labels: Sequence[int], names: Sequence[str], preparation: Preparation
+    paths: Sequence[Path],
+    labels: Sequence[int],
+    names: Sequence[str],
+    preparation: Preparation,
+    on_row: OnRow | None,
 ) -> Read:
     def pixels(path: Path) -> NDArray[np.uint8] | str:
         try:
@@ -125,16 +147,22 @@ def _decode(
         except ValueError as error:
             return str(error)
 
-    # Threads, not processes: Pillow's decoders leave Python's lock while they work.
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        results = list(pool.map(pixels, paths))
-    shape = (len(results), preparation.channels, preparation.size, preparation.size)
+    shape = (len(paths), preparation.channels, preparation.size, preparation.size)
     images = np.empty(shape, np.uint8)
     kept: list[int] = []
-    for i, result in enumerate(results):
-        if not isinstance(result, str):
-            images[len(kept)] = result
-            kept.append(i)
+    skipped: list[str] = []
+    began = time.monotonic()
+    # Threads, not processes: Pillow's decoders leave Python's lock while they work.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for i, found in enumerate(pool.map(pixels, paths)):
+            if isinstance(found, str):
+                skipped.append(found)
+            else:
+                images[len(kept)] = found
+                kept.append(i)
+            if on_row and len(paths) >= MANY:
+                done = {"step": i + 1, "steps": len(paths)}
+                on_row({"stage": "read", **done, "seconds": time.monotonic() - began})
     return Read(
         ImageSet.of(
             torch.from_numpy(images[: len(kept)]),
@@ -142,7 +170,7 @@ def _decode(
             names,
             [str(paths[i]) for i in kept],
         ),
-        [result for result in results if isinstance(result, str)],
+        skipped,
     )
 
 

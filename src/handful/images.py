@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 UNLABELLED = -1
@@ -119,6 +122,12 @@ class ImageSet:
     def without_labels(self) -> ImageSet:
         """The same images with every label forgotten."""
         return replace(self, labels=torch.full_like(self.labels, UNLABELLED))
+
+    def fingerprints(self) -> NDArray[np.uint64]:
+        """64 bits of SHA-256 of each image's pixels, uint64 (N,): the same for the same image."""
+        pixels = self.images.cpu().numpy()
+        found = b"".join(hashlib.sha256(image.tobytes()).digest()[:8] for image in pixels)
+        return np.frombuffer(found, "<u8")
 
     def describe(self) -> str:
         """One line for people: how many images of what size, and how they are labelled."""

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 LOWEST_TEMPERATURE = 0.002
 FLOAT32_DOWN_TO = 1 / 32
 """exp(1 / temperature), summed over a large batch, stays far inside float32 down to here."""
-TILE_CPU, TILE_GPU = 1024, 8192
+TILE_CPU, TILE_GPU = 512, 8192
 """Rows and columns of a tile: on a CPU it should stay in the cache, a GPU wants much at once."""
 
 

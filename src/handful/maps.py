@@ -22,13 +22,11 @@ THREADS = 1
 class Map:
     """Points and where they lie: all that it takes to place further ones.
 
-    h: float32 (M, D), the representation. xy: float32 (M, 2), row by row. reason: why this is no
-    t-SNE map, else empty.
+    h: float32 (M, D), the representation. xy: float32 (M, 2), row by row.
     """
 
     h: Points
     xy: Points
-    reason: str = ""
 
     def place(self, h: Points) -> Points:
         """Where new rows h (N, D) belong, float32 (N, 2); the map and each other stay unmoved.
@@ -40,8 +38,6 @@ class Map:
         if len(h) == 0:
             return np.zeros((0, 2), np.float32)
         plane = _Principal(self.h)
-        if len(self.h) < FEWEST:
-            return plane(h)[:, :2]
         from openTSNE import TSNEEmbedding
 
         affinities = _affinities(plane(self.h), seed=0)
@@ -56,17 +52,13 @@ def fit(h: Points, seed: int) -> Map:
     """Lay out the rows of h float32 (M, D) so that near neighbours stay near (t-SNE).
 
     Rows are scaled to unit length, so distances order as cosine similarity does, and reduced to at
-    most 50 principal components. The same h and seed give the same map. Fewer than 10 rows have
-    too few neighbours: they are laid out by their first two principal components, and `reason` on
-    the map says so. Raises ValueError for fewer than two rows.
+    most 50 principal components. The same h and seed give the same map. Raises ValueError for fewer
+    than `FEWEST` rows: they have too few neighbours to be laid out by.
     """
-    if h.ndim != 2 or len(h) < 2:
-        raise ValueError(f"a map needs at least two rows of values, got an array of {h.shape}")
+    if h.ndim != 2 or len(h) < FEWEST:
+        raise ValueError(f"a map needs at least {FEWEST} rows of values, got an array of {h.shape}")
     h = np.ascontiguousarray(h, dtype=np.float32)
     reduced = _Principal(h)(h)
-    if len(h) < FEWEST:
-        reason = f"{len(h)} points are too few for t-SNE; shown by principal components"
-        return Map(h, reduced[:, :2], reason)
     from openTSNE import TSNE
 
     affinities = _affinities(reduced, seed)

@@ -15,7 +15,7 @@ from handful.config import RunConfig
 from handful.datasets import Dataset
 from handful.images import ImageSet, concatenate
 from handful.splits import draw, split
-from handful.views import expand
+from handful.views import EXPANSION, expand
 
 HELD_OUT = "labelled images held out; the model that is kept was then trained on these as well"
 
@@ -63,10 +63,16 @@ def partition(config: RunConfig, dataset: Dataset) -> Partition:
         fit, validation = _split(kept, data.validation, generator)
 
     copies = devices.generator(config.seed, "copies")
-    fit = expand(fit, data.copies, copies)
+    # of photographs nothing is ink: what turns out of the frame is mirrored in
+    views = EXPANSION.model_copy(update={"keep_ink": config.preset != "general"})
+
+    def expanded(some: ImageSet) -> ImageSet:
+        return expand(some, data.copies, copies, views)
+
+    fit = expanded(fit)
     final = fit
     if validation is not None and config.downstream.refit:
-        more = expand(validation, data.copies, copies)
+        more = expanded(validation)
         final = concatenate([fit, more])
         seen = concatenate([fit, more.without_labels()])
     else:
@@ -74,7 +80,7 @@ def partition(config: RunConfig, dataset: Dataset) -> Partition:
     pool = _pool(config, images, drawn)
     everything = final
     if held_out is not None:
-        everything = concatenate([final, expand(held_out, data.copies, copies)])
+        everything = concatenate([final, expanded(held_out)])
     return Partition(
         fit=fit,
         validation=validation,

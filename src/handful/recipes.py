@@ -6,7 +6,7 @@ draws that no tuning saw (docs/results.md).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -72,9 +72,8 @@ RECIPES: dict[str, Recipe] = {
             recipe="demo",
             control=True,
             test_views=4,
-            preset="digits",
-            pretext=PretextConfig(loss="sup_con", steps=240, batch_size=125, views=RICH_DIGITS),
-            downstream=DownstreamConfig(steps=260, encoder_rate=0.3, ema=0.95, views=MILD_DIGITS),
+            pretext=PretextConfig(loss="sup_con", steps=480, batch_size=125, views=RICH_DIGITS),
+            downstream=DownstreamConfig(steps=500, encoder_rate=0.3, ema=0.95, views=MILD_DIGITS),
         ),
     ),
     "fast": Recipe(
@@ -85,12 +84,14 @@ RECIPES: dict[str, Recipe] = {
         config=RunConfig(
             recipe="fast",
             tsne=False,
-            preset="digits",
+            test_views=4,
             data=DataConfig(validation=0.0),
-            pretext=PretextConfig(loss="sup_con", steps=60, batch_size=125, views=RICH_DIGITS),
+            pretext=PretextConfig(loss="sup_con", steps=100, batch_size=125, views=RICH_DIGITS),
             # nothing calibrates a run without validation: smoothing about as large as the error
             # rate leaves probabilities that are nearly right
-            downstream=DownstreamConfig(steps=180, label_smoothing=0.02, views=MILD_DIGITS),
+            downstream=DownstreamConfig(
+                steps=380, label_smoothing=0.02, ema=0.95, views=MILD_DIGITS
+            ),
         ),
     ),
     "course": Recipe(
@@ -103,11 +104,10 @@ RECIPES: dict[str, Recipe] = {
             recipe="course",
             control=True,
             test_views=4,
-            preset="digits",
             data=DataConfig(copies=10),
-            pretext=PretextConfig(steps=300, batch_size=128, views=RICH_DIGITS),
+            pretext=PretextConfig(steps=600, batch_size=128, views=RICH_DIGITS),
             downstream=DownstreamConfig(
-                steps=480, refit=False, encoder_rate=0.3, ema=0.95, views=MILD_DIGITS
+                steps=1000, patience=25, refit=False, encoder_rate=0.3, ema=0.95, views=MILD_DIGITS
             ),
         ),
     ),
@@ -144,8 +144,8 @@ def compose(
     file: Path | None,
     options: Mapping[str, Any],
     assignments: Sequence[str],
-) -> RunConfig:
-    """The configuration that a command line asks for.
+) -> tuple[RunConfig, frozenset[str]]:
+    """The configuration that a command line asks for, and the dotted keys that somebody set.
 
     The recipe, over it `file`, over that the options (dotted keys), over that each --set. A file
     with every setting, such as a run's config.toml, stands alone: what it leaves out is unset.
@@ -156,35 +156,60 @@ def compose(
         raise ValueError(f"--recipe {recipe} contradicts recipe = {named} in {file}: leave one out")
     complete = flat(RunConfig().model_dump(exclude_none=True)).keys() <= laid.keys()
     base = RunConfig() if complete else recipe_for(source, recipe or (named and str(named)))
-    changes = {**laid, "data.source": source, **options}
-    return base.updated(changes | dict(map(assignment, assignments)))
+    given = dict(map(assignment, assignments))
+    changes = {**laid, "data.source": source, **options, **given}
+    config = base.updated(changes)
+    if options.get("control") and config.pretext.steps == 0:
+        raise ValueError(
+            "--control is the run without its pretext task, which pretext.steps = 0 leaves out "
+            "already: drop one of them"
+        )
+    return config, frozenset(flat(changes))
 
 
-FEWEST_VIEWS, MOST_VIEWS, VIEWS_PER_IMAGE = 30_000, 400_000, 150
-FEWEST_LESSONS, MOST_LESSONS, LESSONS_PER_IMAGE = 20_000, 200_000, 75
+def suited(config: RunConfig, images: ImageSet, chosen: Collection[str] = ()) -> RunConfig:
+    """The same configuration with the kind of views that fits the images.
+
+    Recipes have views for digits. Photographs get the general ones instead, field by field: not
+    where a field has another value than the digits', nor where its dotted key is among `chosen`,
+    those that somebody set. A preset that stands and that nobody chose was applied before.
+    """
+    if config.preset == "auto":
+        config = config.updated({"preset": "digits" if ink_on_black(images) else "general"})
+    elif "preset" not in chosen:
+        return config
+    if config.preset == "digits":
+        return config
+    changes = {}
+    for stage, views, digits, general in (
+        ("pretext", config.pretext.views, RICH_DIGITS, RICH_GENERAL),
+        ("downstream", config.downstream.views, MILD_DIGITS, MILD_GENERAL),
+    ):
+        for name, value in general:
+            key = f"{stage}.views.{name}"
+            if getattr(views, name) == getattr(digits, name) and key not in chosen:
+                changes[key] = value
+    return config.updated(changes)
 
 
-def sized(config: RunConfig, images: ImageSet, seen: int) -> RunConfig:
-    """The same configuration with everything that was left open fitted to the data.
+FEWEST_VIEWS, MOST_VIEWS, VIEWS_PER_IMAGE = 60_000, 800_000, 240
+FEWEST_LESSONS, MOST_LESSONS, LESSONS_PER_IMAGE = 30_000, 300_000, 125
 
-    images: labelled ones that train the classifier. seen: images of the pretext task.
+
+def sized(config: RunConfig, labelled: int, seen: int) -> RunConfig:
+    """The same configuration with every length that was left open fitted to the data.
+
+    labelled: how many images train the classifier. seen: how many the pretext task has.
     Lengths grow with the number of images between a floor, below which nothing is learned, and a
     ceiling of patience.
     """
-    changes: dict[str, Any] = {}
-    if config.preset == "auto":
-        changes["preset"] = "digits" if ink_on_black(images) else "general"
-    if changes.get("preset", config.preset) == "general":
-        if config.pretext.views == RICH_DIGITS:
-            changes["pretext.views"] = RICH_GENERAL.model_dump()
-        if config.downstream.views == MILD_DIGITS:
-            changes["downstream.views"] = MILD_GENERAL.model_dump()
+    changes = {}
     if config.pretext.steps is None:
         views = min(max(seen * VIEWS_PER_IMAGE, FEWEST_VIEWS), MOST_VIEWS)
         changes["pretext.steps"] = _steps(views // 2, seen, config.pretext.batch_size)
     if config.downstream.steps is None:
-        lessons = min(max(len(images) * LESSONS_PER_IMAGE, FEWEST_LESSONS), MOST_LESSONS)
-        changes["downstream.steps"] = _steps(lessons, len(images), config.downstream.batch_size)
+        lessons = min(max(labelled * LESSONS_PER_IMAGE, FEWEST_LESSONS), MOST_LESSONS)
+        changes["downstream.steps"] = _steps(lessons, labelled, config.downstream.batch_size)
     return config.updated(changes)
 
 

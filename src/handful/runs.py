@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
 import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -109,7 +111,7 @@ class RunFolder:
         """To be written last: the presence of this file means that the run is complete."""
         document = _strict({**summary, "complete": True})
         text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-        _replace_text(self.path / "summary.json", text + "\n")
+        self.write("summary.json", f"{text}\n".encode())
 
     def append(self, row: Mapping[str, Any]) -> None:
         """One more row of metrics.jsonl; a number that is not finite becomes null."""
@@ -117,27 +119,38 @@ class RunFolder:
             file.write(json.dumps(_strict(row), ensure_ascii=False, allow_nan=False) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
-        """Rows of metrics.jsonl in order, without a last line that an interruption cut short."""
+        """Rows of metrics.jsonl in order, without a last line that an interruption cut short.
+
+        Raises ValueError where another line is damaged.
+        """
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
-        *whole, _ = path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in whole]
+        *whole, _ = path.read_bytes().split(b"\n")
+        try:
+            return [json.loads(line) for line in whole]
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
 
     def write_arrays(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """figures/arrays.npz, compressed: what the figures are drawn from."""
-        self.figures.mkdir(exist_ok=True)
-        part = self.figures / "arrays.part.npz"
-        np.savez_compressed(part, allow_pickle=False, **arrays)
-        part.replace(self.figures / "arrays.npz")
+        """figures/arrays.npz, compressed: what figures are drawn from, and later commands read."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        self.write("figures/arrays.npz", buffer.getvalue())
 
     def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
-        """The arrays of `write_arrays`, none where it was never called."""
+        """The arrays of `write_arrays`, none where it was never called.
+
+        Raises ValueError where the file is damaged.
+        """
         path = self.figures / "arrays.npz"
         if not path.exists():
             return {}
-        with np.load(path, allow_pickle=False) as archive:
-            return dict(archive)
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                return dict(archive)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
 
     def write_predictions(self, images: ImageSet, probabilities: np.ndarray[Any, Any]) -> None:
         """predictions.csv: one row an image of the test split.
@@ -147,17 +160,28 @@ class RunFolder:
         """
         names = images.class_names
         columns = ["index", "label", "predicted", "probability"] + ["path"] * bool(images.paths)
-        part = self.path / "predictions.csv.part"
-        with part.open("w", encoding="utf-8", newline="") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(columns)
-            for i, (label, row) in enumerate(
-                zip(images.labels.tolist(), probabilities, strict=True)
-            ):
-                best = int(row.argmax())
-                cells = [i, names[label] if label >= 0 else "", names[best], f"{row[best]:.6f}"]
-                table.writerow(cells + ([images.paths[i]] if images.paths else []))
-        part.replace(self.path / "predictions.csv")
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(columns)
+        for i, (label, row) in enumerate(zip(images.labels.tolist(), probabilities, strict=True)):
+            best = int(row.argmax())
+            cells = [i, names[label] if label >= 0 else "", names[best], f"{row[best]:.6f}"]
+            table.writerow(cells + ([images.paths[i]] if images.paths else []))
+        self.write("predictions.csv", text.getvalue().encode())
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put a file into the folder, whole or not at all. Raises ValueError where it cannot."""
+        path = self.path / name
+        part = path.with_name(f".{path.name}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except OSError as error:
+            raise ValueError(f"cannot write {path}: {error.strerror}") from None
 
 
 def claim(
@@ -208,6 +232,8 @@ def _same(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
             "--overwrite replaces it, or choose another --out"
         ) from None
     differing = config.differences(theirs)
+    if _same_place(config.data.source, theirs.data.source):
+        differing.pop("data.source", None)
     if differing:
         listed = "; ".join(
             f"{key}: here {_shown(here)}, there {_shown(there)}"
@@ -218,6 +244,13 @@ def _same(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
             "--overwrite replaces it, or choose another --out"
         )
     return folder.summary()
+
+
+def _same_place(here: str, there: str) -> bool:
+    """Whether two sources lead to one folder; `mnist50` is no folder."""
+    if "mnist50" in (here, there):
+        return here == there
+    return Path(here).expanduser().resolve() == Path(there).expanduser().resolve()
 
 
 def _shown(value: Any) -> str:
@@ -231,15 +264,6 @@ def _clear(folder: RunFolder) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-def _replace_text(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def _strict(value: Any) -> Any:

@@ -11,12 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from handful.wording import between, duration, percent, points
+
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from handful.predictor import Answer
 
 STAGES = {
+    "read": "reading images",
     "pretext": "pretext task",
     "selection": "choosing the length",
     "downstream": "classifier",
@@ -58,7 +61,7 @@ class Progress:
         pass
 
 
-def progress(quiet: bool) -> Progress:
+def progress(quiet: bool = False) -> Progress:
     """Bars on a terminal, lines elsewhere, nothing at all when quiet."""
     if quiet:
         return Progress()
@@ -69,7 +72,7 @@ class Lines(Progress):
     """At most `LINES` lines a stage: for logs, pipes and clusters."""
 
     def __init__(self) -> None:
-        self.stage = ""
+        self.last: Mapping[str, Any] = {}
         self.parts = 0
         self.latest: dict[str, float] = {}
 
@@ -78,13 +81,14 @@ class Lines(Progress):
         sys.stderr.flush()
 
     def row(self, row: Mapping[str, Any]) -> None:
-        if row["stage"] != self.stage:
-            self.stage, self.parts, self.latest = row["stage"], 0, {}
+        if _begins(row, self.last):
+            self.parts, self.latest = 0, {}
+        self.last = row
         self.latest |= _measured(row)
         parts = LINES * row["step"] // max(1, row["steps"])
         if parts > self.parts:
             self.parts = parts
-            name = STAGES.get(self.stage, self.stage)
+            name = STAGES.get(row["stage"], row["stage"])
             step = f"{name}: step {row['step']} of {row['steps']}"
             self.say(", ".join(filter(None, [step, _figures(self.latest), _time(row)])))
 
@@ -126,7 +130,7 @@ class Bars(Progress):
         self.bars.console.print(line, markup=False, soft_wrap=True)
 
     def row(self, row: Mapping[str, Any]) -> None:
-        if self.task is None or row["stage"] != self.last["stage"]:
+        if self.task is None or _begins(row, self.last):
             self._finish()
             name = STAGES.get(row["stage"], row["stage"])
             self.task = self.bars.add_task(name, total=row["steps"], time="", figures="")
@@ -144,6 +148,11 @@ class Bars(Progress):
             self.bars.update(self.task, total=self.last["step"], time=took)
 
 
+def _begins(row: Mapping[str, Any], last: Mapping[str, Any]) -> bool:
+    """Whether a row is of another stage than the last, or of the same stage of other images."""
+    return bool(row["stage"] != last.get("stage") or row["step"] < last["step"])
+
+
 def _measured(row: Mapping[str, Any]) -> dict[str, float]:
     """What a row measured: validation is not in every one."""
     return {key: row[key] for key in FIGURES if row.get(key) is not None}
@@ -151,7 +160,7 @@ def _measured(row: Mapping[str, Any]) -> dict[str, float]:
 
 def _figures(latest: Mapping[str, float]) -> str:
     return ", ".join(
-        f"{FIGURES[key]} {100 * value:.1f} %"
+        f"{FIGURES[key]} {percent(value)}"
         if key.endswith("accuracy")
         else f"{FIGURES[key]} {value:.3f}"
         for key, value in latest.items()
@@ -166,18 +175,6 @@ def _time(row: Mapping[str, Any]) -> str:
     return f"{duration(row['seconds'] * (steps - step) / step)} left"
 
 
-def percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Cells in aligned columns. Nothing is cut or wrapped: output may go into a pipe."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -187,35 +184,35 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def accuracy(share: float, interval: Sequence[float], images: int | None = None) -> str:
-    low, high = interval
-    counted = "" if images is None else f", {images:,} images"
-    return f"{percent(share)}  (95 % interval {100 * low:.2f} to {100 * high:.2f}{counted})"
+def accuracy(share: float, interval: Sequence[float], images: int) -> str:
+    sure = f"95 % interval {between(interval, images)}, {images:,} images"
+    return f"{percent(share, images)}  ({sure})"
 
 
 def run(summary: Mapping[str, Any], report: str) -> str:
     """The end of `train`: what came out, how sure that is, what it cost."""
     rows: list[tuple[str, str]] = []
-    for split in ("test", "validation"):
+    tested = "accuracy on development images" if summary["dev"] else "test accuracy"
+    for split, name in (("test", tested), ("validation", "validation accuracy")):
         if summary[f"{split}_accuracy"] is not None:
             keys = (f"{split}_accuracy", f"{split}_interval", f"{split}_images")
             measured = accuracy(*(summary[key] for key in keys))
-            rows.append((f"{split} accuracy", f"{measured}  {summary[f'{split}_of']}"))
+            rows.append((name, f"{measured}  {summary[f'{split}_of']}"))
     if summary["control_test_accuracy"] is not None:
-        control = accuracy(summary["control_test_accuracy"], summary["control_interval"])
+        n, paired = summary["test_images"], summary["control_difference"]
+        control = accuracy(summary["control_test_accuracy"], summary["control_interval"], n)
         rows.append(("control, no pretext task", control))
-        paired = summary["control_difference"]
-        low, high = paired["interval"]
-        points = f"{100 * paired['difference']:+.2f} points"
-        interval = f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f})"
-        rows.append(("difference, paired", f"{points}  {interval}"))
+        low, high = (points(bound, n) for bound in paired["interval"])
+        difference = f"{points(paired['difference'], n)} points  (95 % interval {low} to {high})"
+        rows.append(("difference, paired", difference))
     return table([*rows, ("time", duration(summary["seconds"])), ("report", report)])
 
 
 def evaluation(found: Mapping[str, Any]) -> str:
     """`evaluate`: accuracy and calibration, then a line a class."""
+    measured = accuracy(found["accuracy"], found["interval"], found["images"])
     figures = [
-        ("accuracy", accuracy(found["accuracy"], found["interval"], found["images"])),
+        ("accuracy", f"{measured}  {found['scored']}"),
         ("negative log-likelihood", f"{found['nll']:.4f}"),
         ("Brier score", f"{found['brier']:.4f}"),
         ("expected calibration error", f"{found['ece']:.4f}"),

@@ -63,6 +63,10 @@ class Session:
         yield
         self.stages[name] = time.perf_counter() - began
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return devices.precision(self.config.precision, self.device)
+
     def generator(self, stage: str) -> torch.Generator:
         return devices.generator(self.config.seed, stage)
 
@@ -98,6 +102,7 @@ def pretext_task(session: Session, encoder: Encoder, head: ProjectionHead) -> in
             config,
             generator=session.generator("pretext"),
             validation=session.parts.validation,
+            dtype=session.dtype,
             on_row=session.on_row,
         )
     meta = {"holds": "encoder and projection head after the pretext task"}
@@ -150,6 +155,7 @@ def _fitted(
             stage=stage,
             validation=validation,
             stop_at=stop_at,
+            dtype=session.dtype,
             on_row=session.on_row,
         )
     trained = Trained(encoder, classifier, 1.0, None, length.step, length.encoded)

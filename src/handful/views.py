@@ -286,20 +286,27 @@ EXPANSION = ViewsConfig(rotation=15.0, translation=0.1, scale=0.0, shear=0.0)
 """What the course project's copies vary: angle and place, nothing that bends a digit."""
 
 
-def expand(images: ImageSet, copies: int, generator: Generator) -> ImageSet:
+SOURCES_AT_ONCE = 1000
+
+
+def expand(
+    images: ImageSet, copies: int, generator: Generator, config: ViewsConfig = EXPANSION
+) -> ImageSet:
     """Each image followed by `copies` rotated and shifted copies: N to N · (1 + copies) images.
 
     Labels and sources go along, so that a split by source never separates a copy from its image.
     """
     if copies == 0:
         return images
-    repeat = torch.arange(len(images)).repeat_interleave(copies)
-    moved = view(images.images[repeat], EXPANSION, generator)
-    moved = (moved * 255).round().to(torch.uint8)
     shape = images.images.shape[1:]
-    both = torch.cat([images.images[:, None], moved.view(-1, copies, *shape)], 1)
+    groups = []
+    for originals in images.images.split(SOURCES_AT_ONCE):  # copies as floats need much memory
+        moved = view(originals.repeat_interleave(copies, 0), config, generator)
+        moved = (moved * 255).round().to(torch.uint8)
+        both = torch.cat([originals[:, None], moved.view(-1, copies, *shape)], 1)
+        groups.append(both.reshape(-1, *shape))
     index = torch.arange(len(images)).repeat_interleave(1 + copies)
-    return replace(images.select(index), images=both.reshape(-1, *shape))
+    return replace(images.select(index), images=torch.cat(groups))
 
 
 def test_views(x: Tensor, count: int) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
 from handful.plots.style import (
@@ -81,10 +81,15 @@ def _finite(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
+def _scale(key: str) -> float:
+    """Shares are drawn in per cent."""
+    return 100.0 if key.endswith("accuracy") else 1.0
+
+
 def _series(rows: Rows, stage: str, key: str, colour: str = OURS, text: str = "") -> list[_Line]:
     """The finite values of one key in one stage, as one line or none."""
     found = [
-        (float(row["step"]), float(row[key]))
+        (float(row["step"]), _scale(key) * float(row[key]))
         for row in rows
         if row.get("stage") == stage and _finite(row.get("step")) and _finite(row.get(key))
     ]
@@ -115,7 +120,7 @@ def _classifier_panels(rows: Rows) -> list[_Panel]:
         ("Validation accuracy", "validation_accuracy"),
     ):
         chosen = best[-1] if best and _finite(best[-1].get(key)) else None
-        mark = (float(chosen["step"]), float(chosen[key])) if chosen else None
+        mark = (float(chosen["step"]), _scale(key) * float(chosen[key])) if chosen else None
         panels.append(_Panel(title, _series(rows, ours, key), key == "validation_accuracy", mark))
     return [panel for panel in panels if panel.lines]
 
@@ -148,8 +153,9 @@ def _draw(axes: Axes, panel: _Panel, size: float) -> None:
     axes.set_xlabel("step", fontsize=pt(10.5), color=MUTED, labelpad=1, family=FONT)
     if panel.percent:
         low, high = axes.get_ylim()
-        axes.set_ylim(low, min(high, 1.01))
-        axes.yaxis.set_major_formatter(PercentFormatter(1, 0 if high - low > 0.04 else 1, ""))
+        low = max(0, min(low, high - 1))  # closer than a point, ticks would need many digits
+        axes.set_ylim(low, min(high, 100 + 0.03 * (100 - low)))
+        axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
     # Begins where the tick labels begin: panels are narrow and titles are not.
     shift = ScaledTranslation(-32 / 96, 9 / 96, axes.figure.dpi_scale_trans)
     write(axes, 0, 1, panel.title + (", %" if panel.percent else ""), size, weight="bold",

@@ -20,6 +20,7 @@ from handful.plots.style import (
     tile,
     write,
 )
+from handful.wording import percent
 
 MAX_ROWS = 40
 
@@ -78,6 +79,6 @@ def mistakes(
             write(axes, x + side + 8, at, word, 10.5, color=MUTED)
             name = labels[classes[position]]
             write(axes, x + side + 35, at, name, 12, color=colour, weight="bold")
-        chance = f"{100 * probability[position]:.1f} %"
+        chance = percent(probability[position])
         write(axes, x + side + 8, y + side / 2 + 18, chance, 11, color=MUTED)
     return figure

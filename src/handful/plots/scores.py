@@ -27,6 +27,7 @@ from handful.plots.style import (
     pt,
     write,
 )
+from handful.wording import percent
 
 ERRORS = LinearSegmentedColormap.from_list("errors", ["#fdeee3", "#f3a873", ACCENT])
 # Beyond this many classes, numbers in the cells could not be read.
@@ -103,7 +104,7 @@ def reliability(
     upper.plot([0, 1], [0, 1], color=CONTROL, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     upper.errorbar(x, y, yerr=np.maximum([y - bottom, top - y], 0), fmt="o-", color=OURS,
                    markersize=5, linewidth=1.4, elinewidth=1, capsize=2.5, zorder=3)  # fmt: skip
-    text = f"calibration error (ECE) {100 * ece:.1f} %"
+    text = f"calibration error (ECE) {percent(ece)}"
     write(upper, 0.99, 0.13, text, 12.5, weight="bold", ha="right")
     write(upper, 0.99, 0.05, "dashed: perfect calibration", 11, color=MUTED, ha="right")
     upper.set(xlim=(0, 1.02), ylim=(0, 1.03))

@@ -13,7 +13,8 @@ import numpy as np
 
 from handful import plots
 from handful.report.page import render
-from handful.report.record import Record, read_json
+from handful.report.record import Record
+from handful.runs import RunFolder
 
 __all__ = ["build", "draw", "write"]
 
@@ -26,49 +27,47 @@ def build(run: Path) -> Path:
 
     Raises ValueError where `run` is no run folder or a file in it cannot be read or written.
     """
-    draw(run)
-    summary = run / "summary.json"
-    return write(run, read_json(summary) if summary.exists() else {})
+    folder = RunFolder(run)
+    summary = {} if folder.state() == "interrupted" else folder.summary()
+    draw(folder, summary)
+    write(folder, summary)
+    return folder.report
 
 
-def draw(run: Path) -> None:
+def draw(folder: RunFolder, summary: Mapping[str, Any]) -> None:
     """Write figures/*.png, and those laid out for a phone into figures/phone/.
 
-    The summary need not be there yet. A figure that the run has nothing for is removed. Raises
-    ValueError as `build` does.
+    `summary` is what summary.json holds or will hold; empty says that the run has not ended. A
+    figure that the run has nothing for is removed. Raises ValueError as `build` does.
     """
-    record = Record.read(run)
+    record = Record.read(folder, summary)
     for name in FIGURES:
         for layout in LAYOUTS:
-            path = _figure_path(run, name, layout)
             figure = _draw(record, name, layout)
             if figure is None:
-                path.unlink(missing_ok=True)
+                (folder.path / _file(name, layout)).unlink(missing_ok=True)
             else:
-                _replace(path, plots.png(figure))
+                folder.write(_file(name, layout), plots.png(figure))
 
 
-def write(run: Path, summary: Mapping[str, Any]) -> Path:
-    """Write report.html from the figures that `draw` left and from `summary`; returns its path.
+def write(folder: RunFolder, summary: Mapping[str, Any]) -> None:
+    """Write report.html from the figures that `draw` left and from `summary`, as `draw` takes it.
 
-    `summary` is what summary.json holds or will hold; empty says that the run has not ended.
     Raises ValueError as `build` does.
     """
-    record = Record.read(run, summary)
     figures = {
         name: {
             layout: path.read_bytes()
             for layout in LAYOUTS
-            if (path := _figure_path(run, name, layout)).exists()
+            if (path := folder.path / _file(name, layout)).exists()
         }
         for name in FIGURES
     }
-    _replace(run / "report.html", render(record, figures).encode())
-    return run / "report.html"
+    folder.write("report.html", render(Record.read(folder, summary), figures).encode())
 
 
-def _figure_path(run: Path, name: str, layout: plots.Layout) -> Path:
-    return run / "figures" / ("" if layout == "wide" else "phone") / f"{name}.png"
+def _file(name: str, layout: plots.Layout) -> str:
+    return f"figures/{'' if layout == 'wide' else 'phone/'}{name}.png"
 
 
 def _draw(record: Record, name: str, layout: plots.Layout) -> plots.Figure | None:
@@ -99,14 +98,3 @@ def _draw(record: Record, name: str, layout: plots.Layout) -> plots.Figure | Non
             images = arrays["mistakes_images"]
             return plots.mistakes(images, truth, predicted, probability, names, layout)
     return None
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror}") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from handful import config, metrics, plots
+from handful import config, metrics, plots, wording
 from handful.report.record import Record
 
 # A PNG of photographs above this size is embedded as a JPEG.
@@ -114,39 +114,11 @@ def _command(record: Record) -> str:
     return f"handful train {source} --config {settings} --out {again}"
 
 
-def percent(value: float, images: int | None = None) -> str:
-    """98.62 %: two decimals where at least a thousand images carry them, else one."""
-    return f"{100 * value:.{2 if (images or 0) >= 1000 else 1}f} %"
-
-
-def between(interval: Sequence[float], images: int | None = None) -> str:
-    """98.37-98.83 %, with an en dash."""
-    low, high = interval
-    return f"{percent(low, images).removesuffix(' %')}\u2013{percent(high, images)}"
-
-
-def points(value: float, images: int | None = None) -> str:
-    """A difference of shares in percentage points, with its sign: +0.52."""
-    text = f"{100 * value:+.{2 if (images or 0) >= 1000 else 1}f}"
-    return text.replace("-", "\u2212")
-
-
-def duration(seconds: float) -> str:
-    """4 min 11 s."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    if minutes:
-        return f"{minutes} min {rest} s"
-    return f"{seconds:.1f} s" if seconds < 10 else f"{rest} s"
-
-
 def _plain(value: object) -> str:
     """A setting as a person reads it."""
     match value:
         case None:
-            return "auto"
+            return "unset"
         case bool():
             return "yes" if value else "no"
         case float():
@@ -158,7 +130,8 @@ def _plain(value: object) -> str:
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.ChainableUndefined)
     environment.filters |= {
-        "percent": percent, "between": between, "points": points, "duration": duration,
+        "percent": wording.percent, "between": wording.between, "duration": wording.duration,
+        "points": lambda *difference: wording.points(*difference).replace("-", "−"),
         "bare": lambda text: text.removesuffix(" %"), "plain": _plain, "short": plots.short,
         "count": "{:,}".format,
     }  # fmt: skip

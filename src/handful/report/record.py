@@ -1,20 +1,19 @@
-"""What a run folder holds, read with nothing taken for granted."""
+"""What a report shows of a run, with nothing taken for granted."""
 
 from __future__ import annotations
 
-import json
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from handful import config, metrics
+from handful import metrics
+from handful.config import RunConfig
+from handful.runs import RunFolder
 
 
 @dataclass(frozen=True)
@@ -22,29 +21,16 @@ class Record:
     """What a run folder holds. A run that has not ended may have an empty summary."""
 
     name: str
-    config: config.RunConfig
+    config: RunConfig
     summary: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
     arrays: Mapping[str, NDArray[Any]]
 
     @classmethod
-    def read(cls, run: Path, summary: Mapping[str, Any] | None = None) -> Record:
-        """`summary` stands in for summary.json. Raises ValueError where this is no run folder."""
-        if not (run / "config.toml").is_file():
-            raise ValueError(f"{run} is no run folder: it has no config.toml")
-        if summary is None:
-            path = run / "summary.json"
-            summary = read_json(path) if path.exists() else {}
-        if not summary.get("class_names") and (run / "model" / "model.json").exists():
-            names = read_json(run / "model" / "model.json").get("class_names")
-            summary = {**summary, "class_names": names}
-        return cls(
-            name=run.resolve().name,
-            config=config.load(run / "config.toml"),
-            summary=summary,
-            rows=list(_rows(run / "metrics.jsonl")),
-            arrays=_arrays(run / "figures" / "arrays.npz"),
-        )
+    def read(cls, folder: RunFolder, summary: Mapping[str, Any]) -> Record:
+        """`summary` is what summary.json holds or will hold. Raises ValueError as `folder` does."""
+        name = folder.path.resolve().name
+        return cls(name, folder.config(), summary, folder.rows(), folder.arrays())
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -94,30 +80,3 @@ class Record:
     def has(self, *keys: str) -> bool:
         """Whether every one of these arrays is there and holds something."""
         return all(key in self.arrays and self.arrays[key].size for key in keys)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from None
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.exists():
-        return
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return  # a run that was killed leaves half a line at the end
-
-
-def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    if not path.exists():
-        return {}
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"cannot read {path}: {error}") from None
