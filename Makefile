@@ -4,11 +4,12 @@ PYTHON ?= python3
 OUT ?= runs/demo
 PIP_FLAGS ?=
 PYTEST_FLAGS ?= -n 2
+BENCH_FLAGS ?=
 
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench bench-scale clean
 
 demo: .venv/.installed
 	$(BIN)/handful train mnist50 --out $(OUT)
@@ -22,6 +23,12 @@ lint: .venv/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+bench: .venv/.installed-bench
+	$(BIN)/python -m benchmarks $(BENCH_FLAGS)
+
+bench-scale: .venv/.installed
+	$(BIN)/python -m benchmarks.scale
+
 clean:
 	rm -rf .venv runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
@@ -34,6 +41,11 @@ clean:
 .venv/.installed-dev: .venv/.installed
 	@echo "installing what the checks need"
 	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+.venv/.installed-bench: .venv/.installed benchmarks/requirements.txt
+	@echo "installing what benchmarks compare with"
+	$(INSTALL) -r benchmarks/requirements.txt
 	@touch $@
 
 .venv/.python:

@@ -1,0 +1,191 @@
+"""What benchmarks rest on; nothing is timed here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `benchmarks` is no part of the package
+
+from benchmarks import __main__ as command
+from benchmarks import cells, peers, rows, scale
+from benchmarks.accuracy import read
+from benchmarks.encoder import SixConvolutions
+from benchmarks.exact import dense, errors
+from benchmarks.loss import projections
+from benchmarks.measure import Benchmark, Options, alternate, duel
+from benchmarks.page import PAGE, page
+
+from handful.config import NetworkConfig
+from handful.losses import nt_xent
+from handful.networks import multiply_adds
+from handful.recipes import RICH_DIGITS
+
+ORIGIN = {"commit": "abc1234", "torch": "2.0", "cpu": "a CPU", "threads": 2, "date": "2026-01-31"}
+
+
+def needs(*packages: str) -> pytest.MarkDecorator:
+    """These cannot be imported plainly: see benchmarks/peers.py."""
+    missing = [name for name in packages if find_spec(name) is None]
+    return pytest.mark.skipif(
+        bool(missing),
+        reason=f"needs {', '.join(missing)}: pip install -r benchmarks/requirements.txt",
+    )
+
+
+class Clock:
+    """Time goes on by what the calls say they take."""
+
+    def __init__(self) -> None:
+        self.now, self.log = 0.0, ""
+
+    def __call__(self) -> float:
+        return self.now
+
+    def contestant(self, name: str, seconds: float) -> Callable[[], None]:
+        def call() -> None:
+            self.now += seconds
+            self.log += name
+
+        return call
+
+
+def test_contestants_take_turns_once_they_are_warm() -> None:
+    clock = Clock()
+    calls = {"a": clock.contestant("a", 2.0), "b": clock.contestant("b", 3.0)}
+    times = alternate(calls, rounds=3, least=1.0, clock=clock)
+    assert clock.log == "ab" + "ab" * 3
+    assert times == {"a": [2.0] * 3, "b": [3.0] * 3}
+
+
+def test_a_quick_call_is_repeated_until_its_turn_is_long_enough() -> None:
+    clock = Clock()
+    times = alternate({"a": clock.contestant("a", 0.25)}, rounds=2, least=1.0, clock=clock)
+    assert clock.log == "aa" + "aaaa" * 2
+    assert times == {"a": [0.25, 0.25]}
+
+
+def test_a_ratio_is_that_of_the_rounds() -> None:
+    row = duel({"ours": [1.0, 2.0, 1.0], "theirs": [3.0, 8.0, 5.0]}, "ours", "theirs")
+    assert row == {"ours": 1.0, "theirs": 5.0, "ratio": 4.0, "range": [3.0, 5.0], "rounds": 3}
+    assert cells.times_as_fast(row) == "4.00 × (3.00–5.0)"
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_the_whole_matrix_gives_the_loss(temperature: float) -> None:
+    z_a, z_b = (z.detach().double() for z in projections(7))
+    assert torch.allclose(dense(z_a, z_b, temperature), nt_xent(z_a, z_b, temperature), rtol=1e-12)
+
+
+def test_errors_are_those_of_rounding() -> None:
+    assert max(errors(12, 4, torch.float64, tile=5)) < 1e-12
+    assert 0 < max(errors(12, 4, torch.float32, tile=5)) < 1e-5
+
+
+def test_the_first_encoder_is_the_one_that_is_described() -> None:
+    encoder = SixConvolutions(1, 28, NetworkConfig())
+    convolutions = [m for m in encoder.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [m.out_channels for m in convolutions] == [32, 32, 64, 64, 128, 128]
+    high, middle, low = 28**2, 14**2, 7**2
+    expected = 9 * high * (32 + 32 * 32) + 9 * middle * (32 * 64 + 64 * 64)
+    expected += 9 * low * (64 * 128 + 128 * 128)
+    assert multiply_adds(encoder, 28, 28) == expected == 29_127_168
+    assert encoder(torch.rand(2, 1, 28, 28)).shape == (2, 128)
+
+
+def example() -> Benchmark:
+    columns = {"case": cells.text("case"), "figure": cells.number("figure")}
+    return Benchmark("Example", "How it was measured.", columns, run=lambda options: iter(()))
+
+
+def test_the_page_has_a_table_for_each_benchmark() -> None:
+    found = page(
+        {"one": example(), "two": example()},
+        [{"benchmark": "one", "case": "this", "figure": 1234.5, **ORIGIN}],
+    )
+    assert "| case | figure |\n| --- | --- |\n| this | 1,234 |\n" in found
+    assert "*a CPU, 2 threads, torch 2.0, commit abc1234, 2026-01-31*" in found
+    assert "Not measured yet: `python -m benchmarks two`." in found
+
+
+def test_the_newest_row_of_a_case_stands(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    for case, figure in (("a", 1), ("b", 2), ("a", 3)):
+        rows.save({"benchmark": "one", "case": case, "figure": figure}, path)
+    assert [(row["case"], row["figure"]) for row in read(path)] == [("b", 2), ("a", 3)]
+
+
+def test_rows_say_where_they_are_from() -> None:
+    origin = rows.origin()
+    assert origin.keys() == ORIGIN.keys()
+    assert origin["threads"] == torch.get_num_threads()
+    assert origin["cpu"]
+    json.dumps(origin)
+
+
+def test_the_page_is_what_its_rows_make() -> None:
+    expected = page(command.BENCHMARKS, read(rows.ROWS))
+    assert PAGE.read_text(encoding="utf-8") == expected, "python -m benchmarks table"
+
+
+def test_what_cannot_run_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(command.BENCHMARKS["encoder"].run(Options())) == []
+    assert "--mnist DIR" in capsys.readouterr().err
+
+
+def grown(exponent: float) -> list[dict[str, Any]]:
+    return [
+        {"series": series, "size": size, "seconds": 3.0 * size**exponent, "megabytes": 5.0 + size}
+        for series in scale.SERIES
+        for size in (400, 100, 200)
+    ]
+
+
+def test_slopes_are_exponents_of_growth() -> None:
+    for points in scale.by_series(grown(1.5)).values():
+        assert [point["size"] for point in points] == [100, 200, 400]
+        assert scale.slope(points, "seconds") == pytest.approx(1.5)
+    assert "batch through the loss: time 1.50, memory 0.9" in scale.growth(grown(1.5))
+
+
+def test_the_figure_has_a_column_for_each_series() -> None:
+    figure = scale.figure(grown(1.0))
+    assert len(figure.axes) == 2 * len(scale.SERIES)
+
+
+@needs("lightly", "torchvision", "simclr", "kornia")
+def test_peers_make_views_of_the_same_shape() -> None:
+    picture = Image.fromarray(np.full((28, 28), 128, dtype=np.uint8))
+    for transform in (
+        peers.lightly_default(), peers.simclr_default(), peers.lightly_with(RICH_DIGITS, 28)
+    ):  # fmt: skip
+        assert [view.shape for view in transform(picture)] == [(1, 28, 28)] * 2
+    batch = torch.rand(3, 1, 28, 28)
+    assert peers.kornia_with(RICH_DIGITS, 28)(batch).shape == batch.shape
+
+
+@needs("lightly", "torchvision", "simclr", "pytorch_metric_learning")
+@pytest.mark.parametrize("peer", ["lightly", "simclr", "pytorch-metric-learning"])
+def test_peers_compute_the_same_loss(peer: str) -> None:
+    from benchmarks.loss import ours, theirs
+
+    z = [part.detach() for part in projections(8)]
+    assert float(theirs(peer, 8)(*z)) == pytest.approx(float(ours(*z)), rel=1e-5)
+
+
+@needs("pytorch_metric_learning", "torchvision")
+def test_the_peer_computes_the_same_labelled_loss() -> None:
+    from benchmarks.loss import our_sup_con, theirs
+
+    z = [part.detach() for part in projections(24)]
+    found = theirs("pytorch-metric-learning, SupCon", 24)(*z)
+    assert float(found) == pytest.approx(float(our_sup_con(*z)), rel=1e-5)
