@@ -40,7 +40,8 @@ class SixConvolutions(Encoder):
                 layers += [convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
                 inputs = width
         self.layers, self.dim = nn.Sequential(*layers), inputs
-        channels_last(self)
+        for parameter in self.parameters():
+            parameter.data = channels_last(parameter.data)
 
 
 ENCODERS: dict[str, type[Encoder]] = {"ours": Encoder, "six": SixConvolutions}

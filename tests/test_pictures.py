@@ -231,6 +231,28 @@ def test_is_prepared_digit(digits: Pixels) -> None:
     assert not is_prepared_digit(np.zeros((28, 28), np.uint8))
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    arrays.arrays(
+        np.uint8,
+        arrays.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=6),
+        elements=st.sampled_from([0, 0, 0, 1, 127, 128, 255]),
+    )
+)
+def test_a_prepared_digit_has_a_black_border_and_is_half_black(pixels: Pixels) -> None:
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    black = np.median(border) == 0 and (pixels == 0).mean() >= 0.5
+    assert is_prepared_digit(pixels) == (black and pixels.max() >= 128)
+
+
+def test_what_is_given_is_left_alone(digits: Pixels) -> None:
+    for image in (Image.fromarray(digits[0]), Image.fromarray(photograph(digits[0]))):
+        before = np.array(image)
+        for preparation in (DIGITS, GREY, COLOUR):
+            to_pixels(image, preparation)[:] = 7
+        np.testing.assert_array_equal(np.asarray(image), before)
+
+
 # ── files ───────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -1,3 +1,6 @@
+import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from handful import checkpoints
+from handful import checkpoints, pictures, predictor
 from handful.config import NetworkConfig
 from handful.images import ImageSet
 from handful.networks import INFERENCE_BATCH, Encoder, classifier_head
@@ -272,3 +275,89 @@ def test_files_are_answered_in_order_and_the_unreadable_with_a_reason(tmp_path: 
         assert [name for name, _ in answer.ranking] == [NAMES[i] for i in np.argsort(-row)]
         np.testing.assert_allclose([p for _, p in answer.ranking], np.sort(row)[::-1], atol=1e-6)
     assert answers[1].ranking == ()
+
+
+@pytest.fixture
+def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Forty files, every seventh unreadable and a whole part of them; parts of eight files."""
+    monkeypatch.setattr(predictor, "INFERENCE_BATCH", 8)
+    monkeypatch.setattr(predictor, "READ_TOGETHER", 3)
+    paths = [tmp_path / f"{i}.png" for i in range(40)]
+    for i, (path, image) in enumerate(zip(paths, pixels(40), strict=True)):
+        if i % 7 == 0 or 16 <= i < 24:
+            path.write_bytes(b"not a picture")
+        else:
+            Image.fromarray(image[0].numpy()).save(path)
+    return paths
+
+
+def test_many_files_are_answered_as_each_alone(many: list[Path]) -> None:
+    model = made(views=2)
+    answers = list(model.predict_files(many))
+    assert [answer.path for answer in answers] == many
+    assert [i for i, answer in enumerate(answers) if answer.error] == [
+        i for i in range(40) if i % 7 == 0 or 16 <= i < 24
+    ]
+    for answer in answers:
+        (alone,) = model.predict_files([answer.path])
+        assert alone.error == answer.error
+        assert dict(alone.ranking) == pytest.approx(dict(answer.ranking), abs=1e-6)
+        assert [name for name, _ in alone.ranking] == [name for name, _ in answer.ranking]
+
+
+def test_no_files_give_no_answers() -> None:
+    assert list(made().predict_files([])) == []
+
+
+def test_equally_probable_classes_keep_the_order_of_the_classes(many: list[Path]) -> None:
+    model = made()
+    torch.nn.init.zeros_(model.head.weight)
+    torch.nn.init.zeros_(model.head.bias)
+    (answer,) = model.predict_files(many[1:2])
+    assert tuple(name for name, _ in answer.ranking) == NAMES
+
+
+def test_only_the_next_part_is_read_ahead(
+    many: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+    open_image = pictures.open_image
+
+    def noted(path: Path) -> Image.Image:
+        opened.append(path)
+        return open_image(path)
+
+    monkeypatch.setattr(pictures, "open_image", noted)
+    for i, _ in enumerate(made().predict_files(many)):
+        assert len(opened) <= 8 * (i // 8 + 2)
+    assert sorted(opened) == sorted(many)
+
+
+def test_who_stops_early_leaves_no_threads_and_no_work(
+    many: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+
+    def slow(path: Path) -> Image.Image:
+        opened.append(path)
+        time.sleep(0.05 if len(opened) > 8 else 0)
+        return Image.new("L", (28, 28))
+
+    monkeypatch.setattr(pictures, "open_image", slow)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    before = threading.active_count()
+    answers = made().predict_files(many)
+    assert next(answers).path == many[0]
+    assert threading.active_count() == before + 1
+    del answers
+    assert threading.active_count() == before
+    assert len(opened) <= 8 + 3  # what the thread had in hand, not the rest of the part
+
+
+def test_loaded_weights_are_laid_out_as_convolutions_compute(tmp_path: Path) -> None:
+    made().save(tmp_path)
+    model = Predictor.load(tmp_path, device="cpu")
+    with torch.inference_mode():
+        seen = model.encoder.layers[0](pixels(2).float())
+    assert seen.is_contiguous(memory_format=torch.channels_last)
+    assert not seen.is_contiguous()

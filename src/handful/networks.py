@@ -75,7 +75,8 @@ class Encoder(nn.Module):
         layers.append(_convolution(width, width))
         self.layers = nn.Sequential(*layers)
         self.dim = width
-        channels_last(self)
+        for parameter in self.parameters():
+            parameter.data = channels_last(parameter.data)
 
     def normalise_to(self, images: Tensor) -> None:
         """Take mean and spread of uint8 images (N, C, H, W), channel by channel."""
@@ -89,11 +90,13 @@ class Encoder(nn.Module):
         return h
 
 
-def channels_last(module: nn.Module) -> None:
-    """Lay convolutions out as CPUs and GPUs compute them: about 1.6 times as fast on a CPU."""
-    for parameter in module.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+def channels_last(weights: Tensor) -> Tensor:
+    """Weights of a convolution laid out as CPUs and GPUs compute it fastest; others as they are.
+
+    A clone: of one channel `contiguous` sees no difference between the formats and leaves the
+    strides that make PyTorch choose the slow one.
+    """
+    return weights.clone(memory_format=torch.channels_last) if weights.ndim == 4 else weights
 
 
 def fitting_stages(size: int) -> int:

@@ -85,8 +85,8 @@ def to_pixels(image: Image.Image, preparation: Preparation) -> Bytes:
     """
     flat = _flatten(image)
     if preparation.kind == "digits":
-        return _digit(flat.convert("L"), preparation.size)[None]
-    return _letterbox(flat.convert("L" if preparation.channels == 1 else "RGB"), preparation.size)
+        return _digit(_in_mode(flat, "L"), preparation.size)[None]
+    return _letterbox(_in_mode(flat, "L" if preparation.channels == 1 else "RGB"), preparation.size)
 
 
 def is_grey(image: Image.Image) -> bool:
@@ -105,7 +105,9 @@ def is_prepared_digit(pixels: Bytes) -> bool:
     Every MNIST image is more than half pure black, though in one of eighty ink touches the border.
     """
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    return bool(np.median(border) == 0 and (pixels == 0).mean() >= 0.5 and pixels.max() >= 128)
+    # counts, not a median and a mean: four times as fast, and large folders are made of these
+    half_black = 2 * np.count_nonzero(pixels) <= pixels.size
+    return bool(2 * np.count_nonzero(border) < border.size and half_black and pixels.max() >= 128)
 
 
 def _flatten(image: Image.Image) -> Image.Image:
@@ -115,7 +117,11 @@ def _flatten(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+    return _in_mode(image, "L" if image.mode in ("1", "L") else "RGB")
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)  # Pillow would copy it
 
 
 def _eight_bits(image: Image.Image) -> Bytes:
@@ -147,8 +153,10 @@ def _letterbox(image: Image.Image, size: int) -> Bytes:
 
 def _digit(grey: Image.Image, size: int) -> Bytes:
     """Ink scaled into a box of 20/28 of the frame, its centre of mass in the middle: (H, W)."""
-    if grey.size == (size, size) and is_prepared_digit(np.asarray(grey)):
-        return np.array(grey)
+    if grey.size == (size, size):
+        pixels = np.array(grey)
+        if is_prepared_digit(pixels):
+            return pixels
     ink = _find_ink(grey)
     if not ink.any():
         return np.zeros((size, size), np.uint8)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,23 @@ from torch import Tensor, nn
 from handful import checkpoints, devices, pictures, views
 from handful.config import NetworkConfig
 from handful.images import ImageSet
-from handful.networks import INFERENCE_BATCH, Encoder, classifier_head, in_parts
-from handful.pictures import Preparation
+from handful.networks import (
+    INFERENCE_BATCH,
+    Encoder,
+    channels_last,
+    classifier_head,
+    in_parts,
+)
+from handful.pictures import Bytes, Preparation
 
 Array = np.ndarray[Any, Any]
 Images = ImageSet | Tensor | Array | Sequence[str | Path | Image.Image]
+
+READ_TOGETHER = 16
+"""Files that a thread reads in a row: handing out small ones singly costs as much as reading."""
+KEPT_MEMORY = 31 << 20
+"""glibc gives large blocks back to the system at once, and to have their pages again took a fifth
+of all time. It stops doing so up to the size, below 32 MB, of the largest that it saw freed."""
 
 
 @dataclass(frozen=True)
@@ -73,33 +87,38 @@ class Predictor:
         return h
 
     def predict_files(self, paths: Sequence[Path]) -> Iterator[Answer]:
-        """One answer a file, in order; a file that cannot be read has its reason instead."""
-        with ThreadPoolExecutor() as pool:  # decoding releases the GIL
-            for start in range(0, len(paths), INFERENCE_BATCH):
-                part = paths[start : start + INFERENCE_BATCH]
-                opened = list(pool.map(self._try, part))
-                readable = [pixels for pixels in opened if not isinstance(pixels, str)]
-                found = iter(self.predict_proba(torch.stack(readable)) if readable else ())
-                for path, pixels in zip(part, opened, strict=True):
-                    if isinstance(pixels, str):
-                        yield Answer(path, error=pixels)
-                    else:
-                        yield Answer(path, self._ranking(next(found)))
+        """One answer a file, in order; a file that cannot be read has its reason instead.
 
-    def _try(self, path: Path) -> Tensor | str:
+        The next files are read while the network looks at these; memory is bounded by that.
+        """
+        for part, opened in _read_ahead(paths, self._try):
+            readable = [pixels for pixels in opened if not isinstance(pixels, str)]
+            rankings = self._rankings(_stacked(readable)) if readable else iter(())
+            for path, pixels in zip(part, opened, strict=True):
+                if isinstance(pixels, str):
+                    yield Answer(path, error=pixels)
+                else:
+                    yield Answer(path, next(rankings))
+
+    def _try(self, path: Path) -> Bytes | str:
         try:
             return self._prepared(path)
         except ValueError as error:
             return str(error).removeprefix(f"cannot read {path}: ")
 
-    def _ranking(self, probabilities: Array) -> tuple[tuple[str, float], ...]:
-        order = np.argsort(-probabilities, kind="stable")
-        return tuple((self.class_names[i], float(probabilities[i])) for i in order)
+    def _rankings(self, images: Tensor) -> Iterator[tuple[tuple[str, float], ...]]:
+        """The classes of each image with their probabilities, best first."""
+        probabilities = self.predict_proba(images)
+        order = np.argsort(-probabilities, axis=1, kind="stable")
+        best = np.take_along_axis(probabilities, order, axis=1)
+        for classes, row in zip(order.tolist(), best.tolist(), strict=True):
+            yield tuple(zip([self.class_names[i] for i in classes], row, strict=True))
 
     def _each_batch(
         self, images: Images, forward: Callable[[Tensor], Tensor], columns: int
     ) -> Tensor:
         """`forward` of floats in 0-1 on the device, gathered as an ordinary tensor on the CPU."""
+        torch.empty(KEPT_MEMORY, dtype=torch.uint8)
         parts = [torch.empty(0, columns)]
         for pixels in self._batches(images):
             parts.append(in_parts(forward, pixels, self.encoder, self.head).cpu())
@@ -132,19 +151,18 @@ class Predictor:
     def _fit(self, items: Tensor | Sequence[str | Path | Image.Image]) -> Tensor:
         size, channels = self.preparation.size, self.preparation.channels
         if not isinstance(items, Tensor):
-            return torch.stack([self._prepared(item) for item in items])
+            return _stacked(map(self._prepared, items))
         if items.shape[1:] == (channels, size, size):
             return items
-        return torch.stack([self._prepared(_picture(image)) for image in items])
+        return _stacked(self._prepared(_picture(image)) for image in items)
 
-    def _prepared(self, item: str | Path | Image.Image) -> Tensor:
+    def _prepared(self, item: str | Path | Image.Image) -> Bytes:
         """One file or picture as uint8 (C, H, W)."""
         if not isinstance(item, str | Path | Image.Image):
             kind = type(item).__name__
             raise ValueError(f"a list of images holds paths or PIL images, not {kind}")
         picture = item if isinstance(item, Image.Image) else pictures.open_image(Path(item))
-        # a copy: arrays that come from PIL are read-only
-        return torch.tensor(pictures.to_pixels(picture, self.preparation))
+        return pictures.to_pixels(picture, self.preparation)
 
     def save(self, folder: Path | str) -> None:
         """Write `weights.safetensors` and `model.json`, which `load` reads."""
@@ -196,7 +214,7 @@ class Predictor:
             head = classifier_head(encoder.dim, len(names))
         for prefix, module in (("encoder.", encoder), ("head.", head)):
             own = {
-                name.removeprefix(prefix): _channels_last(t)
+                name.removeprefix(prefix): channels_last(t)
                 for name, t in tensors.items()
                 if name.startswith(prefix)
             }
@@ -206,11 +224,35 @@ class Predictor:
         )
 
 
-def _channels_last(weights: Tensor) -> Tensor:
-    """The memory format in which convolutions of few channels run fastest."""
-    if weights.ndim != 4:
-        return weights
-    return weights.contiguous(memory_format=torch.channels_last)
+def _read_ahead(
+    paths: Sequence[Path], read: Callable[[Path], Bytes | str]
+) -> Iterator[tuple[Sequence[Path], list[Bytes | str]]]:
+    """Some hundred paths at a time with what `read` made of each; the next are read meanwhile."""
+
+    def read_all(few: Sequence[Path]) -> list[Bytes | str]:
+        return [read(path) for path in few]
+
+    # Threads, not processes: Pillow's decoders leave Python's lock while they work.
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    begun = (
+        (part, pool.map(read_all, _parts(part, READ_TOGETHER)))
+        for part in _parts(paths, INFERENCE_BATCH)
+    )
+    try:
+        for (part, results), _following in pairwise(chain(begun, [((), iter(()))])):
+            yield part, list(chain.from_iterable(results))
+    finally:  # also when nobody asks for the rest
+        pool.shutdown(cancel_futures=True)
+
+
+def _parts(paths: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:
+    for start in range(0, len(paths), size):
+        yield paths[start : start + size]
+
+
+def _stacked(images: Iterable[Bytes]) -> Tensor:
+    """uint8 (C, H, W) each to (N, C, H, W)."""
+    return torch.from_numpy(np.stack(list(images)))
 
 
 def _channels_first(images: Tensor | Array) -> Tensor:
