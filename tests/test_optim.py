@@ -188,9 +188,7 @@ def test_a_step_within_memory_is_taken_once() -> None:
 
 
 def test_out_of_memory_says_what_fits() -> None:
-    with pytest.raises(
-        ValueError, match=r"with x\.y = 100; 25 fits: --set x\.y=25$"
-    ):
+    with pytest.raises(ValueError, match=r"with x\.y = 100; 25 fits: --set x\.y=25$"):
         within_memory(refuses_more_than(30), torch.arange(100), "x.y")
 
 
