@@ -86,11 +86,11 @@ RECIPES: dict[str, Recipe] = {
             tsne=False,
             test_views=4,
             data=DataConfig(validation=0.0),
-            pretext=PretextConfig(loss="sup_con", steps=100, batch_size=125, views=RICH_DIGITS),
+            pretext=PretextConfig(loss="sup_con", steps=80, batch_size=125, views=RICH_DIGITS),
             # nothing calibrates a run without validation: smoothing about as large as the error
             # rate leaves probabilities that are nearly right
             downstream=DownstreamConfig(
-                steps=380, label_smoothing=0.02, ema=0.95, views=MILD_DIGITS
+                steps=320, label_smoothing=0.02, ema=0.95, views=MILD_DIGITS
             ),
         ),
     ),
