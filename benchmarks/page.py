@@ -21,11 +21,19 @@ versions in `benchmarks/requirements.txt`, with the machine's default number of 
 something else is said."""
 
 
+GPU = """## On a GPU
+
+Not measured: none could be had while this was written. `python -m benchmarks.gpu` measures there
+the pretraining of `mnist50` and its share of the peak, a ResNet-18 at 32 × 32 pixels and batch 1,024
+beside lightly's loader feeding the same network, NT-Xent of 65,536 images with its memory, and the
+seconds and accuracy of `fast`; `--device cpu --small` tries every line of it on any machine."""
+
+
 def page(benchmarks: Mapping[str, Benchmark], rows: Sequence[Row]) -> str:
     parts = [HEAD]
     for name, benchmark in benchmarks.items():
         parts.append(section(name, benchmark, [row for row in rows if row["benchmark"] == name]))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, GPU]) + "\n"
 
 
 def section(name: str, benchmark: Benchmark, rows: Sequence[Row]) -> str:

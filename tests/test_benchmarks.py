@@ -189,3 +189,15 @@ def test_the_peer_computes_the_same_labelled_loss() -> None:
     z = [part.detach() for part in projections(24)]
     found = theirs("pytorch-metric-learning, SupCon", 24)(*z)
     assert float(found) == pytest.approx(float(our_sup_con(*z)), rel=1e-5)
+
+
+@needs("lightly")
+def test_the_measurements_for_a_gpu_run_on_any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import gpu
+
+    monkeypatch.setattr(gpu, "ROUNDS", 1)
+    monkeypatch.setattr(gpu, "fast", lambda device, settings: {"what": "fast"})
+    found = list(gpu.measurements(torch.device("cpu"), small=True))
+    assert [row["what"].split(",")[0] for row in found] == [
+        "pretraining of mnist50", "NT-Xent", "fast", "pretraining", "the same network fed by lightly's loader",
+    ]  # fmt: skip
