@@ -24,7 +24,7 @@ something else is said."""
 GPU = """## On a GPU
 
 Not measured: none could be had while this was written. `python -m benchmarks.gpu` measures there
-the pretraining of `mnist50` and its share of the peak, a ResNet-18 at 32 × 32 pixels and batch 1,024
+the pretraining of `mnist50` and its share of the peak, a ResNet-18 at 32 × 32 pixels and batch 1024
 beside lightly's loader feeding the same network, NT-Xent of 65,536 images with its memory, and the
 seconds and accuracy of `fast`; `--device cpu --small` tries every line of it on any machine."""
 

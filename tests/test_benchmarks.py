@@ -198,6 +198,5 @@ def test_the_measurements_for_a_gpu_run_on_any_machine(monkeypatch: pytest.Monke
     monkeypatch.setattr(gpu, "ROUNDS", 1)
     monkeypatch.setattr(gpu, "fast", lambda device, settings: {"what": "fast"})
     found = list(gpu.measurements(torch.device("cpu"), small=True))
-    assert [row["what"].split(",")[0] for row in found] == [
-        "pretraining of mnist50", "NT-Xent", "fast", "pretraining", "the same network fed by lightly's loader",
-    ]  # fmt: skip
+    assert len(found) == 5
+    assert found[-1]["ours_over_theirs"] > 0
