@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from handful import config as configs
-from handful.config import RunConfig, assignment, parse
+from handful.config import RunConfig, ViewsConfig, assignment, flat, parse
 
 configurations = st.fixed_dictionaries(
     {},
@@ -201,3 +201,7 @@ def test_an_assignment_without_key_or_value_says_how(text: str) -> None:
 def test_a_configuration_costs_no_import_of_torch() -> None:
     code = "import handful.config, handful.recipes, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_flat_opens_models_as_well() -> None:
+    assert flat({"pretext.views": ViewsConfig(rotation=22.0)})["pretext.views.rotation"] == 22.0

@@ -79,10 +79,10 @@ def test_half_precision_is_for_gpus_and_for_those_who_ask(monkeypatch: pytest.Mo
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert devices.precision("auto", cpu) == torch.float32
     assert devices.precision("bfloat16", cpu) == torch.bfloat16
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     assert devices.precision("auto", gpu) == torch.bfloat16
     assert devices.precision("float32", gpu) == torch.float32
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert devices.precision("auto", gpu) == torch.float32
 
 

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,7 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from handful import checkpoints, config, datasets, experiment, partition, report, runs, stages
+from handful.datasets import Dataset
 from handful.experiment import Run, embed, evaluate
+from handful.images import ImageSet, concatenate
 from handful.networks import Encoder
 from handful.predictor import Predictor
 from handful.recipes import RECIPES
@@ -736,3 +739,15 @@ def test_embed_knows_files_and_does_without_a_map(
     assert points["labels"].tolist() == [-1, -1, -1]
     expected = Predictor.load(run.path, "cpu").embed(bundled.train.images[:3])
     np.testing.assert_allclose(points["h"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_images_that_may_not_decide_do_not_tell_the_kind(
+    bundled: Dataset, few: ImageSet, tmp_path: Path
+) -> None:
+    """Without a label, bright pictures are no reason to mirror digits."""
+    bright = replace(few, images=255 - few.images, sources=few.sources + 10_000)
+    train = concatenate([few, bright.without_labels()])
+    dataset = replace(bundled, train=train, test=None, test_of="")
+    with mock.patch.object(experiment.datasets, "load", return_value=dataset):
+        run = bare("anything", tmp_path / "run", data__unlabelled=True)
+    assert config.load(run.path / "config.toml").preset == "digits"

@@ -282,23 +282,22 @@ def test_tiles_of_any_size_are_equation_2(tile: int) -> None:
         )
 
 
-@pytest.mark.parametrize("tile", [2, 1024])
-@pytest.mark.parametrize("parts", [[4, 4], [1, 3, 4]])
-def test_processes_together_are_one_batch(parts: list[int], tile: int) -> None:
+@given(seeds, st.sampled_from([1, 2, 1024]), st.data())
+def test_processes_together_are_one_batch(seed: int, tile: int, data: st.DataObject) -> None:
     """Each has its own rows against all: the joint loss and gradient are their weighted mean."""
-    z_a, z_b = projections(8)
-    sources = torch.tensor([0, 1, 2, 0, 3, 4, 1, 5])
+    z_a, z_b = projections(8, seed=seed)
+    sources = torch.tensor(data.draw(st.lists(st.integers(0, 5), min_size=8, max_size=8)))
+    parts = data.draw(st.sampled_from([[4, 4], [1, 3, 4], [2, 2, 2, 2]]))
     shares = []
     with mock.patch.object(losses, "TILE_CPU", tile):
         for mine in torch.arange(8).split(parts):
             rest = torch.tensor([i for i in range(8) if i not in mine])
-            others = torch.cat([z_a[rest], z_b[rest]])
             loss = nt_xent(
                 z_a[mine],
                 z_b[mine],
                 0.2,
                 sources[mine],
-                others=others,
+                others=torch.cat([z_a[rest], z_b[rest]]),
                 other_sources=sources[rest].repeat(2),
             )
             shares.append(loss * len(mine) / 8)
@@ -307,6 +306,24 @@ def test_processes_together_are_one_batch(parts: list[int], tile: int) -> None:
     torch.testing.assert_close(joint, alone, check_dtype=False)
     found, expected = (torch.autograd.grad(value, (z_a, z_b)) for value in (joint, alone))
     torch.testing.assert_close(found, expected)
+
+
+def test_sources_are_of_all_views_or_of_none() -> None:
+    z_a, z_b = projections(4)
+    with pytest.raises(ValueError, match="sources of all views"):
+        nt_xent(z_a, z_b, 0.2, torch.arange(4), others=z_a)
+    with pytest.raises(ValueError, match="sources of all views"):
+        nt_xent(z_a, z_b, 0.2, others=z_a, other_sources=torch.arange(4))
+
+
+def test_a_callers_half_precision_stops_at_the_loss() -> None:
+    z_a, z_b = (z.detach().float().requires_grad_() for z in projections(16))
+    labels = torch.arange(16) % 3
+    plain = nt_xent(z_a, z_b, 0.05), sup_con(z_a, z_b, labels, 0.05)
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype=dtype):
+            inside = nt_xent(z_a, z_b, 0.05), sup_con(z_a, z_b, labels, 0.05)
+        torch.testing.assert_close(inside, plain)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -184,17 +184,18 @@ def refuses_more_than(most: int) -> Callable[[Tensor], int]:
 
 
 def test_a_step_within_memory_is_taken_once() -> None:
-    assert within_memory(refuses_more_than(8), torch.arange(8), "pretext.batch_size") == 8
+    assert within_memory(refuses_more_than(8), torch.arange(8), "pretext.batch_size", 8) == 8
 
 
 def test_out_of_memory_says_what_fits() -> None:
-    with pytest.raises(ValueError, match=r"with x\.y = 100; 25 fits: --set x\.y=25$"):
-        within_memory(refuses_more_than(30), torch.arange(100), "x.y")
+    with pytest.raises(ValueError, match=r"with x\.y = 120: 25 fits: --set x\.y=25$"):
+        within_memory(refuses_more_than(30), torch.arange(100), "x.y", 120)
 
 
-def test_where_nothing_fits_it_says_so() -> None:
-    with pytest.raises(ValueError, match="not even"):
-        within_memory(refuses_more_than(0), torch.arange(4), "x.y")
+@pytest.mark.parametrize("n", [2, 3, 16])
+def test_where_nothing_fits_it_says_so(n: int) -> None:
+    with pytest.raises(ValueError, match="make the images smaller"):
+        within_memory(refuses_more_than(0), torch.arange(n), "x.y", 16)
 
 
 def test_another_fault_of_a_step_stays_what_it_is() -> None:
@@ -202,4 +203,4 @@ def test_another_fault_of_a_step_stays_what_it_is() -> None:
         raise RuntimeError("shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        within_memory(step, torch.arange(4), "x.y")
+        within_memory(step, torch.arange(4), "x.y", 4)

@@ -147,10 +147,11 @@ def test_sup_con_is_given_labels_and_sources(few: ImageSet) -> None:
     given: list[tuple[Tensor, Tensor]] = []
 
     def spy(
-        z_a: Tensor, z_b: Tensor, labels: Tensor, temperature: float, sources: Tensor
+        z_a: Tensor, z_b: Tensor, labels: Tensor, temperature: float, sources: Tensor, classes: int
     ) -> Tensor:
+        assert classes == 10
         given.append((labels, sources))
-        return sup_con(z_a, z_b, labels, temperature, sources)
+        return sup_con(z_a, z_b, labels, temperature, sources, classes)
 
     with mock.patch.object(module, "sup_con", spy):
         images = expand(few, 1, torch.Generator().manual_seed(0))
@@ -320,6 +321,6 @@ def test_out_of_memory_names_the_batch_that_fits(few: ImageSet) -> None:
 
     with (
         mock.patch.object(Encoder, "forward", forward),
-        pytest.raises(ValueError, match=r"pretext\.batch_size = 40; 10 fits: --set pretext"),
+        pytest.raises(ValueError, match=r"pretext\.batch_size = 40: 10 fits: --set pretext"),
     ):
         Trained(few, changed(batch_size=40))

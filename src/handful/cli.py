@@ -31,8 +31,6 @@ app = typer.Typer(
 data = typer.Typer(help="Fetch data sets.")
 app.add_typer(data, name="data")
 
-MANY_FILES = 2000
-"""From here on `predict` takes seconds and shows how far it is."""
 ANSWERS_A_ROW = 100
 """A bar that moves for every file costs more than reading it."""
 
@@ -203,6 +201,7 @@ def predict(
     """
     if as_json and as_csv:
         raise ValueError("--json and --csv exclude each other: leave one out")
+    from handful import folders
     from handful.predictor import Predictor
 
     model = Predictor.load(run, device=device)
@@ -219,7 +218,7 @@ def predict(
                 progress.row(done | {"seconds": time.monotonic() - began})
             yield answer
 
-    with screen.progress(quiet=len(paths) < MANY_FILES) as progress:
+    with screen.progress(quiet=len(paths) < folders.MANY) as progress:
         text = shown(answers())
     typer.echo(text)
     if unreadable:

@@ -204,6 +204,8 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested values as dotted keys."""
     values: dict[str, Any] = {}
     for key, value in tree.items():
+        if isinstance(value, BaseModel):
+            value = value.model_dump()
         if isinstance(value, Mapping):
             values |= flat(value, f"{prefix}{key}.")
         else:

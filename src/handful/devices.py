@@ -39,9 +39,13 @@ def choose(name: str = "auto") -> torch.device:
 def precision(name: str, device: torch.device) -> torch.dtype:
     """The type that networks train in on `device`; weights, losses and statistics stay float32."""
     if name == "auto":
-        capable = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if capable else torch.float32
+        return torch.bfloat16 if _computes_bfloat16(device) else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def _computes_bfloat16(device: torch.device) -> bool:
+    """In hardware: older GPUs emulate it, slower than float32."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:

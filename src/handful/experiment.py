@@ -90,7 +90,8 @@ def run(
     dataset = datasets.load(config.data, on_row)
     for note in dataset.notes:
         say(note)
-    config = suited(config, dataset.train, chosen)
+    # the kind of images is a choice like others: made by labelled ones that no test will use
+    config = suited(config, partition(_without_copies(config), dataset).final, chosen)
     parts = partition(config, dataset)
     config = sized(config, len(parts.final), len(parts.pretext))
     folder = runs.RunFolder(out)
@@ -110,6 +111,10 @@ def run(
     report.write(folder, summary)
     folder.write_summary(summary)
     return Run(out, folder.summary())
+
+
+def _without_copies(config: RunConfig) -> RunConfig:
+    return config.updated({"data.copies": 0})
 
 
 def _carry_out(
@@ -243,6 +248,7 @@ def _described(session: Session, trained: Trained, seen: int) -> dict[str, Any]:
         "encoder_parameters": networks.parameters(trained.encoder),
         "multiply_adds": networks.multiply_adds(trained.encoder, *parts.final.size),
         "device": devices.describe(session.device),
+        "precision": str(session.dtype).removeprefix("torch."),
         "versions": devices.versions(),
     }
 

@@ -68,15 +68,17 @@ def finetune(
     device = encoder.mean.device
     images, validation = images.to(device), validation and validation.to(device)
     network = nn.ModuleList([encoder, classifier])
-    encoder.requires_grad_(config.train_encoder)
+    encoder.train(config.train_encoder).requires_grad_(config.train_encoder)
     chosen = _optimizer(encoder, classifier, config)
     averaged = average(network, config.ema)
+    current = averaged.module if averaged else network  # updated in place
     watch = _Watch(config, validation)
     end, began = min(stop_at or config.steps, config.steps), time.perf_counter()
     per_epoch, encoded = batches_per_epoch(len(images), config.batch_size), 0
     losses: list[Tensor] = []
 
     def learn(index: Tensor) -> Tensor:
+        index = index.to(device)
         x = view(images.images[index], config.views, generator)
         with autocast(device, dtype):
             with torch.set_grad_enabled(config.train_encoder):
@@ -90,10 +92,8 @@ def finetune(
 
     stream = endless_batches(len(images), config.batch_size, generator)
     for step, index in zip(range(1, end + 1), stream, strict=False):
-        network.train()
-        encoder.train(config.train_encoder)
         rate = set_rate(chosen, warmup_cosine(step - 1, config.steps, config.warmup))
-        losses.append(within_memory(learn, index.to(device), "downstream.batch_size"))
+        losses.append(within_memory(learn, index, "downstream.batch_size", config.batch_size))
         encoded += len(index)
         if not (step == end or step % per_epoch % ROW_STEPS == 0):
             continue
@@ -104,7 +104,6 @@ def finetune(
                 f"{stage} at step {step} of {config.steps}: the loss is no longer a number; "
                 "lower downstream.learning_rate"
             )
-        current = averaged.module if averaged else network
         on_row(row | watch.check(current, step, last=step == end))
         if watch.done:
             break

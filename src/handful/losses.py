@@ -8,12 +8,15 @@ large the batch; each similarity is computed once for both of its views.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+Result = TypeVar("Result")
 
 LOWEST_TEMPERATURE = 0.002
 FLOAT32_DOWN_TO = 1 / 32
@@ -40,11 +43,13 @@ def nt_xent(
     sources: int64 (N,). Images made of one source are not each other's negatives; without it,
         every other image is a negative, as in the paper.
     others: (R, K), views that are negatives and no more, as another process holds them, with their
-        sources int64 (R,) where `sources` are given. The mean of all processes' losses is then
-        the loss of their joint batch, and so are the gradients.
+        sources int64 (R,) if and only if `sources` are given. The mean of all processes' losses,
+        weighted by their images, is then the loss of the joint batch; so is its gradient.
 
     Raises ValueError for a temperature below 0.002, and on a device without float64 below 0.032.
     """
+    if others is not None and (sources is None) != (other_sources is None):
+        raise ValueError("give the sources of all views, other processes' as well, or of none")
     crowd, agreement = _contrast(
         z_a, z_b, others, temperature, _groups(sources, other_sources, None)
     )
@@ -57,6 +62,7 @@ def sup_con(
     labels: Tensor,
     temperature: float,
     sources: Tensor | None = None,
+    classes: int | None = None,
 ) -> Tensor:
     """The labelled form of NT-Xent: every view of the same class is a partner.
 
@@ -65,6 +71,7 @@ def sup_con(
     images of its source are hidden from it; without any label this is `nt_xent`.
 
     z_a, z_b: (N, K). labels: int64 (N,). sources: int64 (N,) or None.
+    classes: how many labels there are; where it is not given, a GPU waits to look.
 
     Raises ValueError as `nt_xent`.
     """
@@ -72,9 +79,10 @@ def sup_con(
     u = F.normalize(torch.cat([z_a, z_b]).to(crowd.dtype), dim=1)  # (2N, K)
     label = labels.repeat(2)
     known = label >= 0
-    member = F.one_hot(label.clamp(min=0)).to(u.dtype) * known[:, None]  # (2N, Y)
+    member = F.one_hot(label.clamp(min=0), classes or -1).to(u.dtype) * known[:, None]  # (2N, Y)
     # a sum over partners is a product with the sum of the class, the view itself (1) left out
-    towards = (u * (member @ (member.T @ u))).sum(1) - 1
+    with torch.autocast(u.device.type, enabled=False):
+        towards = (u * (member @ (member.T @ u))).sum(1) - 1
     partners = (member @ member.sum(0) - 1).clamp(min=1)
     agreements = torch.where(known, towards / partners / temperature, agreement.repeat(2))
     return torch.mean(crowd - agreements)
@@ -114,6 +122,17 @@ def _tiles(parts: list[Tensor], size: int) -> list[_Tile]:
     return found
 
 
+def _in_full_precision(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Without the caller's autocast, whose half precision would overflow and blur."""
+
+    @wraps(function)
+    def outside(ctx: Any, z: Tensor, *rest: Any) -> Result:
+        with torch.autocast(z.device.type, enabled=False):
+            return function(ctx, z, *rest)
+
+    return outside
+
+
 class _Contrast(torch.autograd.Function):
     """What both losses are made of.
 
@@ -126,6 +145,7 @@ class _Contrast(torch.autograd.Function):
     """
 
     @staticmethod
+    @_in_full_precision
     def forward(
         ctx: Any,
         z_a: Tensor,
@@ -150,17 +170,21 @@ class _Contrast(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, to_crowd: Tensor, to_agreement: Tensor) -> tuple[Tensor | None, ...]:
+    @_in_full_precision
+    def backward(  # type: ignore[override]
+        ctx: Any, to_crowd: Tensor, to_agreement: Tensor
+    ) -> tuple[Tensor | None, ...]:
         z_a, z_b, others, total = ctx.saved_tensors
         pairs = _Pairs(_parts(z_a, z_b, others), ctx.temperature, ctx.groups)
         weight = torch.zeros_like(total)  # other processes' views have their own crowds
         weight[: len(to_crowd)] = to_crowd / total[: len(to_crowd)]
         gradients = [torch.zeros_like(part, dtype=pairs.dtype) for part in pairs.parts]
         into = {tile.at.start: tile.z for tile in _tiles(gradients, pairs.size)}
+        end = len(total) if ctx.needs_input_grad[2] else len(to_crowd)
         for row, column, similar in pairs:
             pull = similar.mul_(weight[row.at, None] + weight[column.at])
             into[row.at.start].addmm_(pull, pairs.unit(column))
-            if column is not row:
+            if column is not row and column.at.start < end:
                 into[column.at.start].addmm_(pull.T, pairs.unit(row))
         for a, b in pairs.partners():
             share = to_agreement[a.at, None]
@@ -212,7 +236,7 @@ class _Pairs:
             u = self.unit(row) / self.temperature
             for j, column in enumerate(self.tiles[i:], start=i):
                 similar = (u @ self.unit(column).T).exp_()
-                self._hide(row, column, similar, partners=j == i + self.half)
+                self._hide(row, column, similar, partners=i < self.half and j == i + self.half)
                 yield row, column, similar
 
     def _hide(self, row: _Tile, column: _Tile, similar: Tensor, partners: bool) -> None:

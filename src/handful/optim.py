@@ -115,10 +115,13 @@ def descend(
         averaged.update_parameters(network)
 
 
-def within_memory(step: Callable[[Tensor], Found], index: Tensor, setting: str) -> Found:
+def within_memory(
+    step: Callable[[Tensor], Found], index: Tensor, setting: str, batch_size: int
+) -> Found:
     """What `step` finds of the batch `index`, positions int64 (B,).
 
-    Raises ValueError naming `setting` and the batch size that fits where memory runs out.
+    Where memory runs out, raises ValueError naming `setting`, whose value is `batch_size`, and a
+    batch size that fits.
     """
     try:
         return step(index)
@@ -127,7 +130,7 @@ def within_memory(step: Callable[[Tensor], Found], index: Tensor, setting: str) 
             raise
     # out here nothing keeps the tensors of the failed step alive
     size, fits = len(index), False
-    while size > 1 and not fits:
+    while size >= 4 and not fits:  # a single image has nothing to be normalised by
         size //= 2
         try:
             step(index[:size])
@@ -135,8 +138,8 @@ def within_memory(step: Callable[[Tensor], Found], index: Tensor, setting: str) 
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-    advice = f"{size} fits: --set {setting}={size}" if fits else "not even one image fits"
-    raise ValueError(f"out of memory with {setting} = {len(index)}; {advice}")
+    advice = f"{size} fits: --set {setting}={size}" if fits else "make the images smaller"
+    raise ValueError(f"out of memory with {setting} = {batch_size}: {advice}")
 
 
 def training_row(

@@ -72,6 +72,7 @@ def pretrain(
     losses: list[Tensor] = []
 
     def learn(index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        index = index.to(device)
         views = torch.cat(two_views(images.images[index], config.views, generator))
         with autocast(device, dtype):  # both views together: batch norm sees one mixed batch
             h = encoder(views)
@@ -85,7 +86,7 @@ def pretrain(
     for step, index in zip(range(1, config.steps + 1), stream, strict=False):
         network.train()
         rate = set_rate(chosen, warmup_cosine(step - 1, config.steps, config.warmup))
-        loss, h, z = within_memory(learn, index.to(device), "pretext.batch_size")
+        loss, h, z = within_memory(learn, index, "pretext.batch_size", config.batch_size)
         losses.append(loss)
         encoded += 2 * len(index)
         last = step == config.steps
@@ -120,7 +121,8 @@ def _loss(
     z_a, z_b = z.chunk(2)
     sources = images.sources[index] if siblings else None
     if config.loss == "sup_con":
-        return sup_con(z_a, z_b, images.labels[index], config.temperature, sources)
+        labels, classes = images.labels[index], len(images.class_names)
+        return sup_con(z_a, z_b, labels, config.temperature, sources, classes)
     return nt_xent(z_a, z_b, config.temperature, sources)
 
 

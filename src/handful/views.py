@@ -49,19 +49,21 @@ def warp(
     """Resample images once, bilinearly, under an affine map and a displacement.
 
     x: float (N, C, H, W). matrix: (N, 2, 2) and shift: (N, 2) move what is at (x, y) to
-    `matrix @ (x, y) + shift`, in units of half the image's side from its centre.
+    `matrix @ (x, y) + shift`, in units of half the image's side from its centre; one of each moves
+    all images alike.
     field: (N, H, W, 2), added to the place that is read, in the same units.
     Outside the image is black (`zeros`) or its mirror image (`reflection`).
     """
-    n, _, height, width = x.shape
+    height, width = x.shape[2:]
     inverse = _inverse(matrix)
     offset = -(inverse @ shift[:, :, None])
-    affine_part = torch.cat([inverse, offset], 2).reshape(n, 6)
+    affine_part = torch.cat([inverse, offset], 2).view(-1, 6)
     # one product makes the whole grid, far faster than many small ones, image by image
     grid = affine_part @ _pixel_basis(height, width, x.device)
-    grid = grid.view(n, height, width, 2)
+    grid = grid.view(-1, height, width, 2)
     if field is not None:
         grid += field
+    grid = grid.expand(len(x), -1, -1, -1)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode=padding, align_corners=False)
 
 
@@ -112,16 +114,19 @@ def _geometry(x: Tensor, config: ViewsConfig, generator: Generator) -> Tensor:
         _uniform((n,), generator) * config.shear,
     ).to(x.device)
     shift = (_uniform((n, 2), generator) * 2 * config.translation).to(x.device)
-    field = _elastic_field(n, height, width, config, generator)
-    if field is not None:
-        field = field.to(x.device)
+    field = _elastic_field(n, height, width, config, generator, x.device)
     if config.keep_ink:
         matrix, shift = _inside_frame(x, matrix, shift, field)
     return warp(x, matrix, shift, field, "zeros" if config.keep_ink else "reflection")
 
 
 def _elastic_field(
-    n: int, height: int, width: int, config: ViewsConfig, generator: Generator
+    n: int,
+    height: int,
+    width: int,
+    config: ViewsConfig,
+    generator: Generator,
+    device: torch.device,
 ) -> Tensor | None:
     """Smooth random displacements (N, H, W, 2), normal with the configured standard deviation."""
     if config.elastic == 0:
@@ -130,14 +135,15 @@ def _elastic_field(
     # the frame is two units wide
     knots = torch.randn((n, 2, cells, cells), generator=generator) * (2 * config.elastic)
     # x and y of a knot side by side, as a grid wants them
-    knots = knots.permute(0, 2, 3, 1).reshape(n, cells, cells * 2)
-    rows, columns = _knot_weights(height, cells), _knot_weights(width, cells)
-    both = torch.kron(columns.T.contiguous(), torch.eye(2))  # (cells·2, W·2)
-    return (rows @ knots @ both).view(n, height, width, 2)
+    knots = knots.permute(0, 2, 3, 1).reshape(n, cells, cells * 2).to(device)
+    rows, columns = _knot_weights(height, cells, device), _knot_weights(width, cells, device)
+    both = columns.new_zeros(cells, 2, width, 2)
+    both[:, 0, :, 0] = both[:, 1, :, 1] = columns.T
+    return (rows @ knots @ both.view(cells * 2, width * 2)).view(n, height, width, 2)
 
 
 @lru_cache(maxsize=16)
-def _knot_weights(side: int, cells: int) -> Tensor:
+def _knot_weights(side: int, cells: int, device: torch.device) -> Tensor:
     """(side, cells): weight of each knot at each pixel; rows have unit norm.
 
     Independent normal knots therefore give the same standard deviation at every pixel.
@@ -145,7 +151,7 @@ def _knot_weights(side: int, cells: int) -> Tensor:
     position = (torch.arange(side) + 0.5) / side * cells - 0.5
     distance = (position[:, None] - torch.arange(cells)) / KNOT_WIDTH
     weights = torch.exp(-0.5 * distance**2)
-    return F.normalize(weights, dim=1)
+    return F.normalize(weights, dim=1).to(device)
 
 
 def _inside_frame(
@@ -169,12 +175,18 @@ def _inside_frame(
         1,
     )  # (N, 4, 2)
     moved = corners @ matrix.transpose(1, 2)
-    limit = 1 - 2 / torch.tensor([x.shape[3], x.shape[2]], device=x.device)
+    limit = _limit(x.shape[2], x.shape[3], x.device)
     extent = (moved.amax(1) - moved.amin(1)) / 2
     shrink = (limit / extent).amin(1).clamp(max=1)[:, None]
     moved = moved * shrink[:, None]
     shift = torch.minimum(torch.maximum(shift, -limit - moved.amin(1)), limit - moved.amax(1))
     return matrix * shrink[:, None], shift
+
+
+@lru_cache(maxsize=16)
+def _limit(height: int, width: int, device: torch.device) -> Tensor:
+    """How far ink may be from the centre, (2,) as (x, y); at two pixels a side there is no room."""
+    return (1 - 2 / torch.tensor([width, height])).clamp(min=0.1).to(device)
 
 
 def _largest(x: Tensor) -> Tensor:
@@ -278,8 +290,8 @@ def _cutout(x: Tensor, config: ViewsConfig, generator: Generator) -> Tensor:
         ((torch.arange(side) + 0.5) / side - centre[:, axis]).abs() < config.cutout / 2
         for axis, side in enumerate((height, width))
     )  # (N, H), (N, W)
-    blank = rows.float()[:, None, :, None] * columns.float()[:, None, None, :]
-    return x * (1 - blank).to(x.device)
+    rows, columns = rows.to(x.device).float(), columns.to(x.device).float()
+    return x * (1 - rows[:, None, :, None] * columns[:, None, None, :])
 
 
 EXPANSION = ViewsConfig(rotation=15.0, translation=0.1, scale=0.0, shear=0.0)
@@ -324,6 +336,5 @@ def test_views(x: Tensor, count: int) -> Tensor:
             _uniform((1,), generator) * 0.1,
         ).to(x.device)
         shift = (_uniform((1, 2), generator) * 0.08).to(x.device)
-        n = len(x)
-        views.append(warp(x, matrix.expand(n, 2, 2), shift.expand(n, 2)))
+        views.append(warp(x, matrix, shift))
     return torch.stack(views)
