@@ -23,7 +23,9 @@ lint: .venv/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The tests that need these packages first: what is timed must compute the same.
 bench: .venv/.installed-bench
+	$(BIN)/pytest --quiet tests/test_benchmarks.py
 	$(BIN)/python -m benchmarks $(BENCH_FLAGS)
 
 bench-scale: .venv/.installed
@@ -43,7 +45,7 @@ clean:
 	$(INSTALL) -e '.[dev]'
 	@touch $@
 
-.venv/.installed-bench: .venv/.installed benchmarks/requirements.txt
+.venv/.installed-bench: .venv/.installed-dev benchmarks/requirements.txt
 	@echo "installing what benchmarks compare with"
 	$(INSTALL) -r benchmarks/requirements.txt
 	@touch $@

@@ -40,7 +40,6 @@ BENCHMARKS: dict[str, Benchmark] = {
     "step": step.BENCHMARK,
     "start": processes.START,
     "predict": processes.PREDICT,
-    "fast": processes.FAST,
     "encoder": encoder.BENCHMARK,
     "scale": scale.BENCHMARK,
 }

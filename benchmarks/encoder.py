@@ -21,7 +21,7 @@ from handful.networks import Encoder, channels_last, classifier_head, classify, 
 from handful.partition import partition
 from handful.recipes import MILD_DIGITS, RECIPES
 
-DRAWS, PER_CLASS, BUDGET = range(4), 50, 10.0
+DRAWS, PER_CLASS, BUDGET = range(8), 50, 10.0
 TRIAL = 10
 """Steps that are timed to tell how many fit into the budget."""
 

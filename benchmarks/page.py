@@ -14,11 +14,11 @@ Made by `python -m benchmarks table` from `benchmarks/performance.jsonl`. `make 
 anew, with `BENCH_FLAGS="--mnist DIR"` also what needs the official idx files; `make bench-scale`
 measures the last section.
 
-Whatever is compared takes turns in one process: after a warm-up, five rounds or more of one turn
-each, and a turn lasts at least 0.2 s. Figures are medians over the rounds; a ratio is the median of
-the rounds' own ratios, with their range. The other packages run as they were published, at the
-versions in `benchmarks/requirements.txt`, with the machine's default number of threads unless
-something else is said."""
+Unless a section says otherwise, whatever is compared takes turns in one process: after a warm-up,
+five rounds or more of one turn each, and a turn lasts at least 0.2 s. Figures are medians over the
+rounds; a ratio is the median of the rounds' own ratios, with their range. The other packages run as
+they were published, at the versions in `benchmarks/requirements.txt`, with the machine's default
+number of threads unless something else is said."""
 
 
 GPU = """## On a GPU
@@ -26,7 +26,7 @@ GPU = """## On a GPU
 Not measured: none could be had while this was written. `python -m benchmarks.gpu` measures there
 the pretraining of `mnist50` and its share of the peak, a ResNet-18 at 32 × 32 pixels and batch 1024
 beside lightly's loader feeding the same network, NT-Xent of 65,536 images with its memory, and the
-seconds and accuracy of `fast`; `--device cpu --small` tries every line of it on any machine."""
+seconds of `fast`; `--device cpu --small` tries every line of it on any machine."""
 
 
 def page(benchmarks: Mapping[str, Benchmark], rows: Sequence[Row]) -> str:

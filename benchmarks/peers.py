@@ -92,7 +92,7 @@ def lightly_with(config: ViewsConfig, side: int) -> TwoViews:
         steps.append(T.ElasticTransform(alpha=alpha, sigma=sigma))
     if config.cutout:
         steps.append(T.RandomErasing(p=1, scale=(config.cutout**2,) * 2, ratio=(1, 1)))
-    view = T.Compose([*steps, T.Normalize([MEAN], [STD])])
+    view = T.Compose(steps)  # our encoder normalises
     transform: TwoViews = MultiViewTransform([view, view])
     return transform
 

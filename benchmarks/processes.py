@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks import cells
 from benchmarks.epoch import networks
-from benchmarks.measure import ROOT, Benchmark, Call, Options, Row, alternate, median, seconds_of
+from benchmarks.measure import ROOT, Benchmark, Call, Options, Row, alternate, median
 from benchmarks.views import pictures
 from handful import datasets
 from handful.config import DataConfig
@@ -84,15 +84,6 @@ def predict(options: Options) -> Iterator[Row]:
     }  # fmt: skip
 
 
-def fast(options: Options) -> Iterator[Row]:
-    with tempfile.TemporaryDirectory() as name:
-        words = ["train", "mnist50", "--recipe", "fast", "--quiet", "--overwrite", "--out", name]
-        if options.quick:
-            words += ["--set", "pretext.steps=2", "--set", "downstream.steps=2"]
-        taken = [seconds_of(handful(*words)) for _ in range(1 if options.quick else 3)]
-    yield {"case": "fast", "seconds": statistics.median(taken), "runs": sorted(taken)}
-
-
 START = Benchmark(
     title="Start",
     about="Whole processes, median seconds, beside the start of Python and of torch alone.",
@@ -111,14 +102,4 @@ three runs.""",
         "images/s": cells.number("rate"),
     },
     run=predict,
-)
-FAST = Benchmark(
-    title="Train",
-    about="`handful train mnist50 --recipe fast`, start of the process to its end; median of runs.",
-    columns={
-        "recipe": cells.text("case"),
-        "seconds": cells.seconds("seconds"),
-        "runs": lambda row: ", ".join(f"{run:.1f}" for run in row["runs"]),
-    },
-    run=fast,
 )

@@ -93,7 +93,7 @@ counts once), one thread in one process, no loader.
 
 *Rich* and *mild digits* are the recipes' lists. In lightly's pipeline they are torchvision's
 `RandomAffine` (bilinear), lightly's `GaussianBlur`, `adjust_gamma`, `ElasticTransform`,
-`RandomErasing` and `Normalize`; in kornia, in batches of the same size, `RandomAffine`,
+`RandomErasing`; in kornia, in batches of the same size, `RandomAffine`,
 `RandomElasticTransform`, `RandomGaussianBlur`, `RandomGamma` and `RandomErasing`; all at our
 strengths. Left out for both, which have no such operation: blending with the dilation or erosion of
 strokes, keeping ink inside the frame, and a size of its own on each axis.

@@ -38,8 +38,9 @@ ENOUGH_IMAGES = 10_000
 class Encoder(nn.Module):
     """f: float images (N, C, H, W) in 0-1 to representations h (N, dim).
 
-    One 5 × 5 convolution of few channels on all pixels, then 3 × 3 convolutions, one a stage and
-    two in the last, which a global maximum ends. Each stage sees half the side of the one before.
+    One convolution of few channels on all pixels (5 × 5; for large images 3 × 3 after strides), then
+    3 × 3 convolutions, one a stage and two in the last, which a global maximum ends. Each stage
+    sees half the side of the one before.
     Most multiplications are so spent where few places and many channels are left: at equal seconds
     they earn more there than at full resolution (docs/performance.md).
 
