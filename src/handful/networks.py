@@ -38,9 +38,9 @@ ENOUGH_IMAGES = 10_000
 class Encoder(nn.Module):
     """f: float images (N, C, H, W) in 0-1 to representations h (N, dim).
 
-    One convolution of few channels on all pixels (5 × 5; for large images 3 × 3 after strides), then
-    3 × 3 convolutions, one a stage and two in the last, which a global maximum ends. Each stage
-    sees half the side of the one before.
+    One convolution of few channels on all pixels (5 × 5; of large images, which strides made
+    smaller, 3 × 3), then 3 × 3 convolutions, one a stage and two in the last, which a global
+    maximum ends. Each stage sees half the side of the one before.
     Most multiplications are so spent where few places and many channels are left: at equal seconds
     they earn more there than at full resolution (docs/performance.md).
 
@@ -67,7 +67,7 @@ class Encoder(nn.Module):
             raise ValueError(
                 f"network.stages = {stages} halves images of {given} pixels away: at most {most}"
             )
-        kernel = 5 if inputs == channels else 3
+        kernel = 3 if size < given else 5
         layers.append(_convolution(inputs, width, kernel=kernel, halved=stages > 1))
         for stage in range(1, stages):
             outputs = width * (4 if stage == 1 else 2)
