@@ -1,6 +1,7 @@
-import os
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -278,31 +279,57 @@ def test_files_are_answered_in_order_and_the_unreadable_with_a_reason(tmp_path: 
 
 
 @pytest.fixture
-def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Forty files, every seventh unreadable and a whole part of them; parts of eight files."""
-    monkeypatch.setattr(predictor, "INFERENCE_BATCH", 8)
-    monkeypatch.setattr(predictor, "READ_TOGETHER", 3)
-    paths = [tmp_path / f"{i}.png" for i in range(40)]
-    for i, (path, image) in enumerate(zip(paths, pixels(40), strict=True)):
-        if i % 7 == 0 or 16 <= i < 24:
+def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
+    """64 files in parts of eight for two threads; every seventh and a whole part are unreadable."""
+    monkeypatch.setattr(predictor, "FILES_TOGETHER", 8)
+    usual = torch.get_num_threads()
+    torch.set_num_threads(2)
+    paths = [tmp_path / f"{i}.png" for i in range(64)]
+    for i, (path, image) in enumerate(zip(paths, pixels(64), strict=True)):
+        if i in UNREADABLE:
             path.write_bytes(b"not a picture")
         else:
+            image[:, : i % 3 * 7] = 0  # unlike in more than noise
             Image.fromarray(image[0].numpy()).save(path)
-    return paths
+    yield paths
+    torch.set_num_threads(usual)
+
+
+UNREADABLE = {*range(0, 64, 7), *range(16, 24)}
 
 
 def test_many_files_are_answered_as_each_alone(many: list[Path]) -> None:
     model = made(views=2)
+    shown = model.embed(pixels(2)).mean(0)
+    torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(0))
+    model.head.bias.data = -model.head.weight.data @ torch.from_numpy(shown)
+    model.encoder.train()
     answers = list(model.predict_files(many))
     assert [answer.path for answer in answers] == many
-    assert [i for i, answer in enumerate(answers) if answer.error] == [
-        i for i in range(40) if i % 7 == 0 or 16 <= i < 24
-    ]
+    assert {i for i, answer in enumerate(answers) if answer.error} == UNREADABLE
+    assert len({answer.ranking[0][0] for answer in answers if answer.ranking}) > 1
     for answer in answers:
         (alone,) = model.predict_files([answer.path])
         assert alone.error == answer.error
         assert dict(alone.ranking) == pytest.approx(dict(answer.ranking), abs=1e-6)
         assert [name for name, _ in alone.ranking] == [name for name, _ in answer.ranking]
+
+
+def test_few_files_are_shared_among_the_threads(
+    many: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meeting = threading.Barrier(2, timeout=20)  # breaks unless two threads read at a time
+
+    def met(path: Path) -> Image.Image:
+        meeting.wait()
+        return drawn()
+
+    monkeypatch.setattr(pictures, "open_image", met)
+    assert not any(answer.error for answer in made().predict_files(many[:2]))
+
+
+def drawn() -> Image.Image:
+    return Image.fromarray(pixels(1)[0, 0].numpy())
 
 
 def test_no_files_give_no_answers() -> None:
@@ -317,9 +344,8 @@ def test_equally_probable_classes_keep_the_order_of_the_classes(many: list[Path]
     assert tuple(name for name, _ in answer.ranking) == NAMES
 
 
-def test_only_the_next_part_is_read_ahead(
-    many: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_a_little_is_read_ahead(many: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
     opened: list[Path] = []
     open_image = pictures.open_image
 
@@ -329,29 +355,38 @@ def test_only_the_next_part_is_read_ahead(
 
     monkeypatch.setattr(pictures, "open_image", noted)
     for i, _ in enumerate(made().predict_files(many)):
-        assert len(opened) <= 8 * (i // 8 + 2)
-    assert sorted(opened) == sorted(many)
+        if i % 24 == 0:
+            time.sleep(0.2)  # time enough to read everything, were it handed out
+        assert len(opened) <= 8 * (i // 8 + 3)
+    assert opened == many
 
 
 def test_who_stops_early_leaves_no_threads_and_no_work(
     many: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    torch.set_num_threads(1)
     opened: list[Path] = []
 
     def slow(path: Path) -> Image.Image:
         opened.append(path)
         time.sleep(0.05 if len(opened) > 8 else 0)
-        return Image.new("L", (28, 28))
+        return drawn()
 
     monkeypatch.setattr(pictures, "open_image", slow)
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
     before = threading.active_count()
     answers = made().predict_files(many)
     assert next(answers).path == many[0]
     assert threading.active_count() == before + 1
     del answers
     assert threading.active_count() == before
-    assert len(opened) <= 8 + 3  # what the thread had in hand, not the rest of the part
+    assert len(opened) <= 16  # the part that the thread had in hand, not the one after it
+
+
+def test_the_number_of_threads_is_left_as_it_was(many: list[Path]) -> None:
+    for _ in made().predict_files(many):
+        assert torch.get_num_threads() == 2
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 2
 
 
 def test_loaded_weights_are_laid_out_as_convolutions_compute(tmp_path: Path) -> None:

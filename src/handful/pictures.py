@@ -105,7 +105,7 @@ def is_prepared_digit(pixels: Bytes) -> bool:
     Every MNIST image is more than half pure black, though in one of eighty ink touches the border.
     """
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    # counts, not a median and a mean: four times as fast, and large folders are made of these
+    # counts: far cheaper than the median and the mean that they stand for
     half_black = 2 * np.count_nonzero(pixels) <= pixels.size
     return bool(2 * np.count_nonzero(border) < border.size and half_black and pixels.max() >= 128)
 

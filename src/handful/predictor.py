@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import chain, pairwise
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,10 @@ from handful.pictures import Bytes, Preparation
 Array = np.ndarray[Any, Any]
 Images = ImageSet | Tensor | Array | Sequence[str | Path | Image.Image]
 
-READ_TOGETHER = 16
-"""Files that a thread reads in a row: handing out small ones singly costs as much as reading."""
+FILES_TOGETHER = 32
+"""Most files that one thread reads and answers at a time: more is larger, not faster."""
+MOST_THREADS = 16
+"""More would wait for each other's Python, and each holds the maps of its images in memory."""
 KEPT_MEMORY = 31 << 20
 """glibc gives large blocks back to the system at once, and to have their pages again took a fifth
 of all time. It stops doing so up to the size, below 32 MB, of the largest that it saw freed."""
@@ -89,16 +92,40 @@ class Predictor:
     def predict_files(self, paths: Sequence[Path]) -> Iterator[Answer]:
         """One answer a file, in order; a file that cannot be read has its reason instead.
 
-        The next files are read while the network looks at these; memory is bounded by that.
+        Each thread reads some files and computes their answers by itself, alone on one core: they
+        never wait for each other. A little work ahead of the reader bounds memory.
         """
-        for part, opened in _read_ahead(paths, self._try):
-            readable = [pixels for pixels in opened if not isinstance(pixels, str)]
-            rankings = self._rankings(_stacked(readable)) if readable else iter(())
-            for path, pixels in zip(part, opened, strict=True):
-                if isinstance(pixels, str):
-                    yield Answer(path, error=pixels)
-                else:
-                    yield Answer(path, next(rankings))
+        for module in (self.encoder, self.head):
+            module.eval()  # here, once: of two threads one could undo it under the other
+        # a GPU computes for one caller at a time, while the others read
+        turns = nullcontext() if self.device.type == "cpu" else Lock()
+        usual = torch.get_num_threads()
+        threads = min(usual, MOST_THREADS)
+        step = max(1, min(FILES_TOGETHER, -(-len(paths) // threads)))
+        pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        ahead: deque[Future[list[Answer]]] = deque()
+        try:
+            for start in range(0, len(paths), step):
+                ahead.append(pool.submit(self._answers, paths[start : start + step], turns))
+                if len(ahead) > 2 * threads:
+                    yield from ahead.popleft().result()
+            while ahead:
+                yield from ahead.popleft().result()
+        finally:  # also when nobody asks for the rest
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(usual)  # what threads to come start with
+
+    def _answers(
+        self, paths: Sequence[Path], turns: AbstractContextManager[object]
+    ) -> list[Answer]:
+        opened = [self._try(path) for path in paths]
+        readable = [pixels for pixels in opened if not isinstance(pixels, str)]
+        with turns:
+            rankings = iter(self._rankings(_stacked(readable)) if readable else ())
+        return [
+            Answer(path, error=pixels) if isinstance(pixels, str) else Answer(path, next(rankings))
+            for path, pixels in zip(paths, opened, strict=True)
+        ]
 
     def _try(self, path: Path) -> Bytes | str:
         try:
@@ -106,13 +133,15 @@ class Predictor:
         except ValueError as error:
             return str(error).removeprefix(f"cannot read {path}: ")
 
-    def _rankings(self, images: Tensor) -> Iterator[tuple[tuple[str, float], ...]]:
+    def _rankings(self, images: Tensor) -> list[tuple[tuple[str, float], ...]]:
         """The classes of each image with their probabilities, best first."""
         probabilities = self.predict_proba(images)
         order = np.argsort(-probabilities, axis=1, kind="stable")
         best = np.take_along_axis(probabilities, order, axis=1)
-        for classes, row in zip(order.tolist(), best.tolist(), strict=True):
-            yield tuple(zip([self.class_names[i] for i in classes], row, strict=True))
+        return [
+            tuple(zip([self.class_names[i] for i in classes], row, strict=True))
+            for classes, row in zip(order.tolist(), best.tolist(), strict=True)
+        ]
 
     def _each_batch(
         self, images: Images, forward: Callable[[Tensor], Tensor], columns: int
@@ -222,32 +251,6 @@ class Predictor:
         return cls(
             encoder, head, names, preparation, network, meta["temperature"], meta["test_views"]
         )
-
-
-def _read_ahead(
-    paths: Sequence[Path], read: Callable[[Path], Bytes | str]
-) -> Iterator[tuple[Sequence[Path], list[Bytes | str]]]:
-    """Some hundred paths at a time with what `read` made of each; the next are read meanwhile."""
-
-    def read_all(few: Sequence[Path]) -> list[Bytes | str]:
-        return [read(path) for path in few]
-
-    # Threads, not processes: Pillow's decoders leave Python's lock while they work.
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-    begun = (
-        (part, pool.map(read_all, _parts(part, READ_TOGETHER)))
-        for part in _parts(paths, INFERENCE_BATCH)
-    )
-    try:
-        for (part, results), _following in pairwise(chain(begun, [((), iter(()))])):
-            yield part, list(chain.from_iterable(results))
-    finally:  # also when nobody asks for the rest
-        pool.shutdown(cancel_futures=True)
-
-
-def _parts(paths: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:
-    for start in range(0, len(paths), size):
-        yield paths[start : start + size]
 
 
 def _stacked(images: Iterable[Bytes]) -> Tensor:
