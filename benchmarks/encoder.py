@@ -121,9 +121,9 @@ BENCHMARK = Benchmark(
     title="Encoder",
     about=f"""The encoder against the first one (six 3 × 3 convolutions of 32, 32, 64, 64, 128 and
 128 channels, max-pooled between the pairs), both trained by `handful.finetune` from scratch for
-equally many seconds: {PER_CLASS} images a class, mild views, batches of 125, no average
-of weights. Mean accuracy on the development images over draws {DRAWS[0]}–{DRAWS[-1]}, and the paired
-difference with its 95 % interval (Student's t).""",
+equally many seconds: {PER_CLASS} images a class, mild views, batches of 125, no average of weights.
+Mean accuracy on the development images over draws {DRAWS[0]}–{DRAWS[-1]}, and the paired difference
+with its 95 % interval (Student's t).""",
     columns={
         "trained for": cells.text("case"),
         "multiply-adds, ours / first": lambda row: " / ".join(

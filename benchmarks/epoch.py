@@ -119,7 +119,7 @@ def run(options: Options) -> Iterator[Row]:
         "ours": our_epoch(images, network, pretext),
         "bare": bare_epoch(images, network, pretext.batch_size),
     }
-    times = alternate(ours_and_bare, 3 * options.rounds)
+    times = alternate(ours_and_bare, 2 * options.rounds)
     share = duel(times, "ours", "bare")
     yield {"case": "encoder alone", **share, "share": share["ratio"]}
     side = images.size[0]

@@ -53,6 +53,19 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
+KEPT_MEMORY = 31 << 20
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep blocks that it frees, for those that it will want next.
+
+    glibc gives large blocks back to the system at once; to have their pages again took some per
+    cent of training and a fifth of prediction. It stops doing so up to the size, below 32 MB, of the
+    largest that it saw freed. Elsewhere this costs nothing and changes nothing.
+    """
+    torch.empty(KEPT_MEMORY, dtype=torch.uint8)
+
+
 OUT_OF_MEMORY = "out of memory", "can't allocate memory", "not enough memory"
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from handful.config import DownstreamConfig
-from handful.devices import autocast
+from handful.devices import autocast, keep_freed_memory
 from handful.images import ImageSet
 from handful.networks import Encoder, classify
 from handful.optim import (
@@ -66,6 +66,7 @@ def finetune(
     """
     assert config.steps is not None
     device = encoder.mean.device
+    keep_freed_memory()
     images, validation = images.to(device), validation and validation.to(device)
     network = nn.ModuleList([encoder, classifier])
     encoder.train(config.train_encoder).requires_grad_(config.train_encoder)

@@ -35,9 +35,6 @@ FILES_TOGETHER = 32
 """Most files that one thread reads and answers at a time: more is larger, not faster."""
 MOST_THREADS = 16
 """More would wait for each other's Python, and each holds the maps of its images in memory."""
-KEPT_MEMORY = 31 << 20
-"""glibc gives large blocks back to the system at once, and to have their pages again took a fifth
-of all time. It stops doing so up to the size, below 32 MB, of the largest that it saw freed."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +144,7 @@ class Predictor:
         self, images: Images, forward: Callable[[Tensor], Tensor], columns: int
     ) -> Tensor:
         """`forward` of floats in 0-1 on the device, gathered as an ordinary tensor on the CPU."""
-        torch.empty(KEPT_MEMORY, dtype=torch.uint8)
+        devices.keep_freed_memory()
         parts = [torch.empty(0, columns)]
         for pixels in self._batches(images):
             parts.append(in_parts(forward, pixels, self.encoder, self.head).cpu())

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from handful.config import PretextConfig
-from handful.devices import autocast
+from handful.devices import autocast, keep_freed_memory
 from handful.images import ImageSet
 from handful.losses import nt_xent, sup_con
 from handful.metrics import alignment, effective_rank, knn_accuracy, uniformity
@@ -61,8 +61,9 @@ def pretrain(
     """
     assert config.steps is not None
     siblings = _have_siblings(images)
+    keep_freed_memory()
     device = encoder.mean.device
-    network = nn.ModuleList([encoder, head])
+    network = nn.ModuleList([encoder, head]).train()
     chosen = optimizer([(network, config.learning_rate)], config.optimizer, config.weight_decay)
     averaged = average(network, config.ema)
     images, began = images.to(device), time.perf_counter()
@@ -84,7 +85,6 @@ def pretrain(
 
     stream = endless_batches(len(images), config.batch_size, generator)
     for step, index in zip(range(1, config.steps + 1), stream, strict=False):
-        network.train()
         rate = set_rate(chosen, warmup_cosine(step - 1, config.steps, config.warmup))
         loss, h, z = within_memory(learn, index, "pretext.batch_size", config.batch_size)
         losses.append(loss)
