@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -522,6 +523,8 @@ def test_ctrl_c_is_one_line_and_leaves_a_run_that_is_refused_until_overwritten(
         stderr=subprocess.PIPE,
         text=True,
         env=ENVIRONMENT,
+        # a parent that ignores SIGINT, as jobs in the background do, would hand that on
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     ) as working:
         deadline = time.monotonic() + 120
         while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
