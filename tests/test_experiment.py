@@ -189,6 +189,7 @@ def test_the_summary_says_what_the_run_was(whole: Whole) -> None:
     assert {key: summary[key] for key in expected} == expected
     assert summary["versions"]["torch"] == torch.__version__
     assert summary["device"].startswith("cpu")
+    assert summary["precision"] == "float32"
     assert set(summary["stages"]) >= {
         "pretext",
         "selection",

@@ -20,7 +20,7 @@ from handful import views
 from handful.config import ViewsConfig
 from handful.images import ImageSet, to_float
 from handful.recipes import MILD_DIGITS, MILD_GENERAL, RICH_DIGITS, RICH_GENERAL
-from handful.views import affine, dilate, erode, expand, two_views, view, warp
+from handful.views import affine, dilate, expand, two_views, view, warp
 
 STILL = ViewsConfig(rotation=0, translation=0, scale=0, shear=0, keep_ink=False)
 """Changes nothing: for tests that switch on one thing."""
@@ -168,6 +168,11 @@ def test_a_view_of_no_strength_is_the_image(
 
 
 # --- strokes, blur, intensity ---
+
+
+def erode(x: torch.Tensor) -> torch.Tensor:
+    """As strokes are thinned: dilation of the negative."""
+    return -dilate(-x)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -59,9 +59,9 @@ KEPT_MEMORY = 31 << 20
 def keep_freed_memory() -> None:
     """Let the process keep blocks that it frees, for those that it will want next.
 
-    glibc gives large blocks back to the system at once; to have their pages again took some per
-    cent of training and a fifth of prediction. It stops doing so up to the size, below 32 MB, of
-    the largest that it saw freed. Elsewhere this costs nothing and changes nothing.
+    glibc gives large blocks back to the system at once, and having their pages again costs time in
+    every step. It stops doing so up to the size, below 32 MB, of the largest that it saw freed.
+    Elsewhere this costs nothing and changes nothing.
     """
     torch.empty(KEPT_MEMORY, dtype=torch.uint8)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from handful.devices import autocast, keep_freed_memory
 from handful.images import ImageSet
 from handful.networks import Encoder, classify
 from handful.optim import (
+    OnRow,
     average,
     descend,
     optimizer,
@@ -27,8 +27,6 @@ from handful.optim import (
 )
 from handful.splits import ROW_STEPS, batches_per_epoch, endless_batches
 from handful.views import view
-
-OnRow = Callable[[dict[str, Any]], None]
 
 
 class Length(NamedTuple):

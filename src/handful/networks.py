@@ -41,8 +41,8 @@ class Encoder(nn.Module):
     One convolution of few channels on all pixels (5 × 5; of large images, which strides made
     smaller, 3 × 3), then 3 × 3 convolutions, one a stage and two in the last, which a global
     maximum ends. Each stage sees half the side of the one before.
-    Most multiplications are so spent where few places and many channels are left: at equal seconds
-    they earn more there than at full resolution (docs/performance.md).
+    Most multiplications are so spent where few places and many channels are left;
+    docs/performance.md compares that, at equal seconds, with spending them at full resolution.
 
     Normalisation lives here and nowhere else: `mean` and `std`, one number per channel, travel with
     the weights.

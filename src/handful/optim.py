@@ -14,6 +14,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from handful.devices import out_of_memory
 
 Found = TypeVar("Found")
+OnRow = Callable[[dict[str, Any]], None]
+"""What both training loops call with each row of metrics.jsonl."""
 
 
 class LARS(torch.optim.Optimizer):

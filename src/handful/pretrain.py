@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from handful.losses import nt_xent, sup_con
 from handful.metrics import alignment, effective_rank, knn_accuracy, uniformity
 from handful.networks import Encoder, ProjectionHead, represent
 from handful.optim import (
+    OnRow,
     average,
     descend,
     optimizer,
@@ -34,8 +34,6 @@ HEALTH_CHECKS = 12
 KNN_BANK = 5000
 COLLAPSED = -0.05
 """Uniformity above this means that all projections point the same way (0 is a single point)."""
-
-OnRow = Callable[[dict[str, Any]], None]
 
 
 def pretrain(

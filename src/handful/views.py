@@ -225,7 +225,7 @@ def _flip(x: Tensor, config: ViewsConfig, generator: Generator) -> Tensor:
 
 
 def dilate(x: Tensor) -> Tensor:
-    """Largest value of each 3 × 3 neighbourhood: thicker light strokes."""
+    """Largest value of each 3 × 3 neighbourhood: thicker light strokes. Of -x, the thinner ones."""
     return _largest_of_three(_largest_of_three(x, 3), 2)
 
 
@@ -237,11 +237,6 @@ def _largest_of_three(x: Tensor, axis: int) -> Tensor:
         inner = found.narrow(axis, at, length)
         torch.maximum(inner, x.narrow(axis, neighbour, length), out=inner)
     return found
-
-
-def erode(x: Tensor) -> Tensor:
-    """Smallest value of each 3 × 3 neighbourhood: thinner light strokes."""
-    return -dilate(-x)
 
 
 def _stroke(x: Tensor, config: ViewsConfig, generator: Generator) -> Tensor:
