@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given
@@ -98,3 +101,27 @@ def test_running_out_of_memory_is_told_from_other_faults() -> None:
     assert devices.out_of_memory(MemoryError())
     assert not devices.out_of_memory(RuntimeError("shapes cannot be multiplied"))
     assert not devices.out_of_memory(ValueError("out of memory"))
+
+
+FAULTS = """
+import resource, sys, torch
+from handful import devices
+if "keep" in sys.argv:
+    devices.keep_freed_memory()
+def faults(megabytes):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(megabytes << 20, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults(200)
+print(faults(100))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone is asked to keep memory")
+def test_freed_memory_is_used_again_and_not_fetched_from_the_system() -> None:
+    def faults(*arguments: str) -> int:
+        command = [sys.executable, "-c", FAULTS, *arguments]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert faults() > 100  # pages of 4 KB, or of 2 MB where the system hands out those
+    assert faults("keep") < 10

@@ -168,7 +168,7 @@ def test_the_projection_head_has_simclrs_layers(layers: int) -> None:
 
 def test_parameters_and_multiply_adds_by_hand() -> None:
     encoder = Encoder(1, 28, NetworkConfig(width=8, stages=2))
-    convolutions = [(25, 1, 8, 28), (9, 8, 32, 14), (9, 32, 32, 14)]
+    convolutions = [(25, 1, 8, 24), (9, 8, 32, 12), (9, 32, 32, 12)]
     assert multiply_adds(encoder, 28, 28) == sum(k * i * o * s * s for k, i, o, s in convolutions)
     assert parameters(encoder) == sum(k * i * o + 2 * o for k, i, o, _ in convolutions)
     assert encoder.training

@@ -103,6 +103,20 @@ def test_logits_are_the_mean_over_views_divided_by_the_temperature() -> None:
     torch.testing.assert_close(model.logits(images), expected.mean(0) / 2.5)
 
 
+def test_an_image_that_leaves_no_doubt_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that does gets the mean over its views, whatever its neighbours get."""
+    model, images = made(views=3), pixels(9)
+    single, mean = made(views=1).logits(images), model.logits(images)
+    confidence = single.softmax(1).amax(1)
+    assert confidence.max() < predictor.SURE  # so that `mean` is over all views
+    sure = confidence >= confidence.median()
+    monkeypatch.setattr(predictor, "SURE", float(confidence.median()))
+    expected = torch.where(sure[:, None], single, mean)
+    torch.testing.assert_close(model.logits(images), expected, atol=1e-5, rtol=0)
+    monkeypatch.setattr(predictor, "SURE", 0.0)
+    torch.testing.assert_close(model.logits(images), single, atol=1e-5, rtol=0)
+
+
 @given(seed=st.integers(0, 1000), temperature=st.floats(0.05, 20))
 @settings(max_examples=15, deadline=None)
 def test_probabilities_are_probabilities_and_agree_with_predict(

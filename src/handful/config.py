@@ -155,7 +155,7 @@ class RunConfig(Frozen):
     tsne: bool = True
     """Draw maps of the representation before and after training."""
     test_views: Annotated[int, Field(ge=1, le=64)] = 1
-    """Fixed, mild views of each image that a prediction averages; 1 looks at the image alone."""
+    """Mild views that a prediction averages where the image alone leaves a doubt; 1 makes none."""
     preset: Literal["auto", "digits", "general"] = "auto"
     """Kind of views that fit the images; `auto` looks at them. Decides where a recipe is sized."""
     data: DataConfig = DataConfig()

@@ -7,7 +7,7 @@ large the batch; each similarity is computed once for both of its views.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from typing import Any, NamedTuple, TypeVar
 
@@ -113,7 +113,7 @@ class _Tile(NamedTuple):
     at: slice
 
 
-def _tiles(parts: list[Tensor], size: int) -> list[_Tile]:
+def _tiles(parts: Iterable[Tensor], size: int) -> list[_Tile]:
     found, start = [], 0
     for part in parts:
         for z in part.split(size):
@@ -154,16 +154,15 @@ class _Contrast(torch.autograd.Function):
         temperature: float,
         groups: _Groups | None,
     ) -> tuple[Tensor, Tensor]:
-        parts = _parts(z_a, z_b, others)
-        pairs = _Pairs(parts, temperature, groups)
-        total = z_a.new_zeros(sum(map(len, parts)), dtype=pairs.dtype)
+        pairs = _Pairs(z_a, z_b, others, temperature, groups)
+        total = z_a.new_zeros(pairs.views, dtype=pairs.dtype)
         for row, column, similar in pairs:
             total[row.at] += similar.sum(1)
             if column is not row:
                 total[column.at] += similar.sum(0)
-        agreement = [(pairs.unit(a) * pairs.unit(b)).sum(1) for a, b in pairs.partners()]
+        agreement = [(u_a * u_b).sum(1) for _, u_a, _, u_b in pairs.partners()]
         ctx.save_for_backward(z_a, z_b, others, total)
-        ctx.temperature, ctx.groups = temperature, groups
+        ctx.temperature, ctx.groups, ctx.kept = temperature, groups, pairs.kept
         kind = torch.float64 if z_a.dtype == torch.float64 else torch.float32
         crowd = total[: 2 * len(z_a)].log().to(kind)
         return crowd, (torch.cat(agreement) / temperature).to(kind)
@@ -175,29 +174,26 @@ class _Contrast(torch.autograd.Function):
         ctx: Any, to_crowd: Tensor, to_agreement: Tensor
     ) -> tuple[Tensor | None, ...]:
         z_a, z_b, others, total = ctx.saved_tensors
-        pairs = _Pairs(_parts(z_a, z_b, others), ctx.temperature, ctx.groups)
+        pairs = _Pairs(z_a, z_b, others, ctx.temperature, ctx.groups, ctx.kept)
         weight = torch.zeros_like(total)  # other processes' views have their own crowds
         weight[: len(to_crowd)] = to_crowd / total[: len(to_crowd)]
-        gradients = [torch.zeros_like(part, dtype=pairs.dtype) for part in pairs.parts]
-        into = {tile.at.start: tile.z for tile in _tiles(gradients, pairs.size)}
+        gradient = z_a.new_zeros((len(total), z_a.shape[1]), dtype=pairs.dtype)
         end = len(total) if ctx.needs_input_grad[2] else len(to_crowd)
         for row, column, similar in pairs:
-            pull = similar.mul_(weight[row.at, None] + weight[column.at])
-            into[row.at.start].addmm_(pull, pairs.unit(column))
+            pull = similar * (weight[row.at, None] + weight[column.at])
+            gradient[row.at].addmm_(pull, pairs.unit(column))
             if column is not row and column.at.start < end:
-                into[column.at.start].addmm_(pull.T, pairs.unit(row))
-        for a, b in pairs.partners():
-            share = to_agreement[a.at, None]
-            into[a.at.start].addcmul_(share, pairs.unit(b))
-            into[b.at.start].addcmul_(share, pairs.unit(a))
+                gradient[column.at].addmm_(pull.T, pairs.unit(row))
+        for a, u_a, b, u_b in pairs.partners():
+            share = to_agreement[a, None]
+            gradient[a].addcmul_(share, u_b)
+            gradient[b].addcmul_(share, u_a)
+        gradient.div_(pairs.temperature)
         for tile in pairs.tiles:
-            _through_norm(into[tile.at.start].div_(pairs.temperature), tile.z, pairs.unit(tile))
-        found = [g.to(part.dtype) for g, part in zip(gradients, pairs.parts, strict=True)]
-        return found[0], found[1], None if others is None else found[2], None, None
-
-
-def _parts(z_a: Tensor, z_b: Tensor, others: Tensor | None) -> list[Tensor]:
-    return [z_a, z_b] if others is None else [z_a, z_b, others]
+            _through_norm(gradient[tile.at], tile.z, pairs.unit(tile))
+        found = gradient.to(z_a.dtype)
+        to_a, to_b, to_others = found.tensor_split((len(z_a), 2 * len(z_a)))
+        return to_a, to_b, None if others is None else to_others, None, None
 
 
 def _through_norm(gradient: Tensor, z: Tensor, u: Tensor) -> None:
@@ -210,47 +206,86 @@ def _through_norm(gradient: Tensor, z: Tensor, u: Tensor) -> None:
 _contrast: Callable[..., tuple[Tensor, Tensor]] = _Contrast.apply
 
 
+class _Kept(NamedTuple):
+    """What the backward pass need not compute again, where one tile holds all views."""
+
+    unit: Tensor
+    similar: Tensor
+
+
 class _Pairs:
     """Tiles of exp(cosine / temperature), zero for a view with itself and for hidden views.
 
     Iterating gives (rows, columns, similarities (T, U)), every pair of views once: the tile of rows
-    and columns stands for the mirrored one as well. Rows are the first two parts alone.
+    and columns stands for the mirrored one as well. Rows are of z_a and z_b alone.
     """
 
-    def __init__(self, parts: list[Tensor], temperature: float, groups: _Groups | None) -> None:
-        self.parts, self.temperature, self.groups = parts, temperature, groups
-        self.dtype = _working_type(parts[0], temperature)
-        self.size = TILE_CPU if parts[0].device.type == "cpu" else TILE_GPU
-        self.tiles = _tiles(parts, self.size)
-        self.half = -(-len(parts[0]) // self.size)
-        """Tiles of z_a; those of z_b follow."""
+    def __init__(
+        self,
+        z_a: Tensor,
+        z_b: Tensor,
+        others: Tensor | None,
+        temperature: float,
+        groups: _Groups | None,
+        kept: _Kept | None = None,
+    ) -> None:
+        self.temperature, self.groups, self.kept = temperature, groups, kept
+        self.images = len(z_a)
+        self.dtype = _working_type(z_a, temperature)
+        self.size = TILE_CPU if z_a.device.type == "cpu" else TILE_GPU
+        # a small batch is one tile: many small operations would take longer than its products
+        parts = [torch.cat([z_a, z_b])] if 2 * len(z_a) <= self.size else [z_a, z_b]
+        self.tiles = _tiles(parts if others is None else [*parts, others], self.size)
+        self.views = self.tiles[-1].at.stop
 
     def unit(self, tile: _Tile) -> Tensor:
-        return F.normalize(tile.z.to(self.dtype), dim=1)
+        return self.kept.unit if self.kept else F.normalize(tile.z.to(self.dtype), dim=1)
 
-    def partners(self) -> Iterator[tuple[_Tile, _Tile]]:
-        return zip(self.tiles[: self.half], self.tiles[self.half : 2 * self.half], strict=True)
+    def partners(self) -> Iterator[tuple[slice, Tensor, slice, Tensor]]:
+        """Where views a of some images stand, their units (T, K), and those of their views b."""
+        n = self.images
+        if self.tiles[0].at.stop == 2 * n:
+            u = self.unit(self.tiles[0])
+            yield slice(n), u[:n], slice(n, 2 * n), u[n:]
+            return
+        half = -(-n // self.size)
+        for a, b in zip(self.tiles[:half], self.tiles[half : 2 * half], strict=True):
+            yield a.at, self.unit(a), b.at, self.unit(b)
 
     def __iter__(self) -> Iterator[tuple[_Tile, _Tile, Tensor]]:
-        for i, row in enumerate(self.tiles[: 2 * self.half]):
-            u = self.unit(row) / self.temperature
-            for j, column in enumerate(self.tiles[i:], start=i):
-                similar = (u @ self.unit(column).T).exp_()
-                self._hide(row, column, similar, partners=i < self.half and j == i + self.half)
+        if self.kept:
+            yield self.tiles[0], self.tiles[0], self.kept.similar
+            return
+        for i, row in enumerate(self.tiles):
+            if row.at.start >= 2 * self.images:
+                break
+            u = self.unit(row)
+            scaled = u / self.temperature
+            for column in self.tiles[i:]:
+                similar = (scaled @ (u if column is row else self.unit(column)).T).exp_()
+                self._hide(row, column, similar)
+                if len(self.tiles) == 1:
+                    self.kept = _Kept(u, similar)
                 yield row, column, similar
 
-    def _hide(self, row: _Tile, column: _Tile, similar: Tensor, partners: bool) -> None:
+    def _hide(self, row: _Tile, column: _Tile, similar: Tensor) -> None:
         if self.groups is not None:
             sources, labels = self.groups
             hidden = sources[row.at, None] == sources[column.at]
             if labels is not None:
                 known = labels[row.at, None] >= 0
                 hidden &= ~((labels[row.at, None] == labels[column.at]) & known)
-            if partners:
-                hidden.fill_diagonal_(False)
+            if column.at.start < 2 * self.images:
+                self._show_partners(row, column, hidden)
             similar.masked_fill_(hidden, 0)
         if row is column:
             similar.fill_diagonal_(0)
+
+    def _show_partners(self, row: _Tile, column: _Tile, hidden: Tensor) -> None:
+        for offset in (self.images, -self.images):  # from a view to its image's other one
+            place = row.at.start + offset - column.at.start
+            if -len(row.z) < place < len(column.z):
+                hidden.diagonal(place).fill_(False)
 
 
 def _working_type(z: Tensor, temperature: float) -> torch.dtype:

@@ -19,12 +19,18 @@ convolutions at full width would cost most of the time and see mostly smooth sur
 
 
 def _convolution(
-    inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1, halved: bool = False
+    inputs: int,
+    outputs: int,
+    *,
+    kernel: int = 3,
+    stride: int = 1,
+    padding: int = 1,
+    halved: bool = False,
 ) -> nn.Sequential:
     """Convolution, batch norm, ReLU; max-pooled before the norm, which then costs a quarter."""
     pool = [nn.MaxPool2d(2)] if halved else []
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
+        nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False),
         *pool,
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
@@ -38,10 +44,12 @@ ENOUGH_IMAGES = 10_000
 class Encoder(nn.Module):
     """f: float images (N, C, H, W) in 0-1 to representations h (N, dim).
 
-    One convolution of few channels on all pixels (5 × 5; of large images, which strides made
-    smaller, 3 × 3), then 3 × 3 convolutions, one a stage and two in the last, which a global
-    maximum ends. Each stage sees half the side of the one before.
-    Most multiplications are so spent where few places and many channels are left;
+    One convolution of few channels on all pixels (5 × 5, without a border around the image; of
+    large ones, which strides made smaller, 3 × 3 with one), then 3 × 3 convolutions, one a stage
+    and two in the last, which a global maximum ends. Each stage sees half the side of the one
+    before.
+    Most multiplications are so spent where few places and many channels are left: of 28 pixels,
+    6 × 6 places where a border would leave 7 × 7;
     docs/performance.md compares that, at equal seconds, with spending them at full resolution.
 
     Normalisation lives here and nowhere else: `mean` and `std`, one number per channel, travel with
@@ -61,14 +69,16 @@ class Encoder(nn.Module):
         while size > LARGEST_MAP:
             layers.append(_convolution(inputs, width, stride=2))
             inputs, size = width, (size + 1) // 2
+        kernel, padding = (5, 0) if size == given else (3, 1)
+        size -= kernel - 1 - 2 * padding
         stages = config.stages or fitting_stages(size)
         if size >> (stages - 1) == 0:
             most = size.bit_length()
             raise ValueError(
                 f"network.stages = {stages} halves images of {given} pixels away: at most {most}"
             )
-        kernel = 3 if size < given else 5
-        layers.append(_convolution(inputs, width, kernel=kernel, halved=stages > 1))
+        halved = stages > 1
+        layers.append(_convolution(inputs, width, kernel=kernel, padding=padding, halved=halved))
         for stage in range(1, stages):
             outputs = width * (4 if stage == 1 else 2)
             layers.append(_convolution(width, outputs, halved=stage < stages - 1))
@@ -101,7 +111,7 @@ def channels_last(weights: Tensor) -> Tensor:
 
 
 def fitting_stages(size: int) -> int:
-    """Stages after which about 7 × 7 places are left: 3 for 28 pixels."""
+    """Stages after which about 7 × 7 of size × size places are left: 3 of 24."""
     stages = 1
     while size > 10 and stages < 4:
         size, stages = size // 2, stages + 1

@@ -33,6 +33,8 @@ Images = ImageSet | Tensor | Array | Sequence[str | Path | Image.Image]
 
 FILES_TOGETHER = 32
 """Most files that one thread reads and answers at a time: more is larger, not faster."""
+SURE = 0.95
+"""Probability from which on an image is not looked at again in further views."""
 MOST_THREADS = 16
 """More would wait for each other's Python, and each holds the maps of its images in memory."""
 
@@ -69,7 +71,10 @@ class Predictor:
         return self.head.weight.device
 
     def logits(self, images: Images) -> Tensor:
-        """Calibrated logits, float32 (N, Y) on the CPU: mean over test views ÷ temperature."""
+        """Calibrated logits, float32 (N, Y) on the CPU.
+
+        Of the image itself, where that leaves no doubt; else of the mean over its test views.
+        """
         return self._each_batch(images, self._batch_logits, len(self.class_names))
 
     def predict_proba(self, images: Images) -> Array:
@@ -152,9 +157,19 @@ class Predictor:
 
     def _batch_logits(self, x: Tensor) -> Tensor:
         """Float (N, C, H, W) to (N, Y)."""
-        seen = views.test_views(x, self.test_views)  # (V, N, C, H, W)
-        logits: Tensor = self.head(self.encoder(seen.flatten(0, 1)))  # (V·N, Y)
-        return logits.view(*seen.shape[:2], -1).mean(0) / self.temperature
+        logits = self._look(x)
+        if self.test_views > 1:
+            doubt = (logits.softmax(1).amax(1) < SURE).nonzero().squeeze(1)
+            seen = views.test_views(x[doubt], self.test_views)  # (V, M, C, H, W)
+            more = self._look(seen[1:].flatten(0, 1)).view(
+                self.test_views - 1, *logits[doubt].shape
+            )
+            logits[doubt] = (logits[doubt] + more.sum(0)) / self.test_views
+        return logits
+
+    def _look(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.encoder(x)) / self.temperature
+        return logits
 
     def _batches(self, images: Images) -> Iterator[Tensor]:
         """uint8 (n, C, H, W) as the encoder takes them; n · test_views bounds memory."""
