@@ -28,8 +28,8 @@ from benchmarks import (
     step,
     views,
 )
-from benchmarks.accuracy import read
 from benchmarks.measure import Benchmark, Options
+from handful.bench import read
 
 BENCHMARKS: dict[str, Benchmark] = {
     "views": views.BENCHMARK,

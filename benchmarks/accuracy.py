@@ -13,31 +13,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
+from handful import bench
+from handful.bench import Row, read
 from handful.metrics import mean_interval
 from handful.recipes import RECIPES
 
 HERE = Path(__file__).parent
 ROWS, DEV_ROWS = HERE / "accuracy.jsonl", HERE / "dev.jsonl"
 RESULTS = HERE.parent / "docs" / "results.md"
-KEPT = (
-    "recipe", "per_class", "draw", "seed", "labelled_images", "test_images", "test_accuracy",
-    "test_interval", "test_accuracy_single_view", "validation_accuracy", "validation_images",
-    "selected_step", "control_test_accuracy", "control_difference", "calibration",
-    "images_through_encoder", "seconds", "stages", "device", "precision", "versions",
-)  # fmt: skip
 QUICKER = ("tsne=false", "control=false")
 """Settings that change what a run costs and not what it finds."""
 TUNED_ON, REPORTED_ON = range(20), range(100, 110)
-
-Row = dict[str, Any]
 
 
 def numbers(text: str) -> range:
@@ -48,20 +39,8 @@ def numbers(text: str) -> range:
 
 def commit_of_recipes() -> str | None:
     """The last commit that touched the package; None where it has changed since."""
-    if _git("status", "--porcelain", "--", "src"):
-        return None
-    return _git("log", "-1", "--format=%h", "--", "src")
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(
-        ["git", *arguments], cwd=HERE.parent, check=True, capture_output=True, text=True
-    )
-    return done.stdout.strip()
-
-
-def read(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    found = bench.commit()
+    return None if found == bench.UNCOMMITTED else found
 
 
 def run(options: argparse.Namespace) -> None:
@@ -80,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
             print(f"already there: {key}")
             continue
         summary = _command(options, draw, seed, split)
-        row = {**{name: summary.get(name) for name in KEPT}, **key}
+        row = {name: summary[name] for name in bench.KEPT} | key
         with path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         control = row["control_test_accuracy"]
@@ -110,20 +89,11 @@ def _cells(options: argparse.Namespace) -> Iterator[tuple[int | None, int, int]]
 
 
 def _command(options: argparse.Namespace, draw: int | None, seed: int, split: int) -> Row:
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "run"
-        command = [
-            sys.executable, "-m", "handful", "train", options.source, "--recipe", options.recipe,
-            "--out", str(out), "--seed", str(seed), "--set", f"data.split_seed={split}", "--quiet",
-        ]  # fmt: skip
-        for name, value in (("--per-class", options.per_class), ("--draw", draw)):
-            command += [name, str(value)] if value is not None else []
-        command += ["--dev"] if options.dev else []
-        for assignment in options.set:
-            command += ["--set", assignment]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        summary: Row = json.loads((out / "summary.json").read_text())
-        return summary
+    words = [f"--recipe={options.recipe}", f"--seed={seed}", f"--set=data.split_seed={split}"]
+    for name, value in (("--per-class", options.per_class), ("--draw", draw)):
+        words += [f"{name}={value}"] if value is not None else []
+    words += ["--dev"] if options.dev else []
+    return bench.apart(options.source, [*words, *(f"--set={one}" for one in options.set)])
 
 
 def table(_: argparse.Namespace) -> None:

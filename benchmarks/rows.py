@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
-from benchmarks.accuracy import commit_of_recipes, read
+from benchmarks.accuracy import commit_of_recipes
 from benchmarks.measure import ROOT, Row
+from handful.bench import read
 
 ROWS = ROOT / "benchmarks" / "performance.jsonl"
 
@@ -30,20 +30,12 @@ def _others(rows: list[Row], row: Row) -> list[Row]:
 def origin() -> Row:
     """What made a row: code, machine and day."""
     return {
-        "commit": _commit(),
+        "commit": commit_of_recipes(),
         "torch": torch.__version__,
         "cpu": _cpu(),
         "threads": torch.get_num_threads(),
         "date": datetime.now(UTC).date().isoformat(),
     }
-
-
-def _commit() -> str | None:
-    """The last commit of src; None where it has changed since or where there is no repository."""
-    try:
-        return commit_of_recipes()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _cpu() -> str:

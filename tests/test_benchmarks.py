@@ -18,13 +18,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # `benchmarks` is no part of
 
 from benchmarks import __main__ as command
 from benchmarks import cells, peers, rows, scale
-from benchmarks.accuracy import read
 from benchmarks.encoder import SixConvolutions
 from benchmarks.exact import dense, errors
 from benchmarks.loss import projections
 from benchmarks.measure import Benchmark, Options, alternate, duel
 from benchmarks.page import PAGE, page
 
+from handful.bench import read
 from handful.config import NetworkConfig
 from handful.losses import nt_xent
 from handful.networks import multiply_adds

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
@@ -13,7 +14,7 @@ from PIL import Image
 
 from handful import folders, idx
 from handful.config import DataConfig
-from handful.datasets import Dataset, fetch_mnist, load, load_images
+from handful.datasets import Dataset, fetch_mnist, load, load_images, scores_on_mnist
 from handful.pictures import Preparation
 
 DIGITS = Preparation("digits", 28, 1)
@@ -405,3 +406,18 @@ def test_official_files_are_not_fetched_again(
 ) -> None:
     monkeypatch.delattr("sklearn.datasets.fetch_openml")
     fetch_mnist(mnist_dir)
+
+
+def test_mnists_own_test_images_are_known(
+    idx_folder: Callable[[int, int], Path], tmp_path: Path
+) -> None:
+    assert scores_on_mnist("mnist50")
+    assert not scores_on_mnist(str(idx_folder(2, 5)))
+    assert not scores_on_mnist(str(idx_folder(2, 0)))
+    assert not scores_on_mnist(str(tmp_path))
+    with pytest.raises(ValueError, match="does not exist"):
+        scores_on_mnist(str(tmp_path / "nowhere"))
+
+
+def test_the_official_files_are_mnist(mnist_dir: Path) -> None:
+    assert scores_on_mnist(str(mnist_dir))

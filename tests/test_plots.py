@@ -285,3 +285,20 @@ def test_drawing_leaves_matplotlib_as_it_was() -> None:
 def test_the_same_figure_gives_the_same_bytes() -> None:
     first, second = (plots.png(plots.confusion(np.eye(3, dtype=int), "abc")) for _ in range(2))
     assert first == second
+
+
+def test_accuracy_against_labels_is_drawn_in_errors() -> None:
+    ours = [(5, 0.9, (0.88, 0.92)), (50, 0.99, None), (500, 1.0, (0.999, 1.001))]
+    lines = {"best": ours, "control": [(5, 0.8, None), (50, 0.95, None)]}
+    published = [(30, 0.96, "one net"), (900, 0.985, "another net")]
+    figure = plots.labels(lines, [(5, 0.89), (5, 0.91)], published)
+    (axes,) = figure.axes
+    best, *_ = (line for line in axes.lines if line.get_label() == "best")
+    assert best.get_ydata() == pytest.approx([0.1, 0.01, 1e-4])
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the better, the higher
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["best", "control"]
+    assert texts(figure) == ["one net", "another net"]
+    opened(figure)
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["5", "50", "500"]
+    assert "99.0 %" in [text.get_text() for text in axes.get_yticklabels()]
+    assert inside(figure)

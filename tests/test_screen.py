@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from handful import screen
+from handful.bench import Point
 from handful.predictor import Answer
 
 
@@ -166,3 +167,24 @@ def test_a_model_of_two_classes_has_fewer_candidates(
         assert json.loads(text)[0]["candidates"] == [{"class": "dog", "probability": 0.25}]
     if show is screen.answers_csv:
         assert [line.count(",") for line in io.StringIO(text)] == [7, 7, 7]
+
+
+def test_efficiency_has_a_line_for_each_number_of_labels() -> None:
+    points = [
+        Point(5, 10_000, [0.93, 0.94], [0.92, 0.92], [0.01, 0.02]),
+        Point(1000, 100, [0.99], [], []),
+    ]
+    head, several, single = screen.efficiency(points).splitlines()
+    assert head.startswith("labels a class")
+    assert several.split("  ")[0] == "5"
+    assert "93.50 % (87.15–99.85 %)" in several
+    assert "+1.50 (-4.85 to +7.85)" in several
+    assert single.split() == ["1,000", "1", "99.0", "%", "99.0", "%", "–", "–"]
+
+
+def test_a_run_that_came_in_is_one_line() -> None:
+    row = {"test_images": 10_000, "test_accuracy": 0.98, "control_test_accuracy": None,
+           "seconds": 61.0}  # fmt: skip
+    assert screen.cell("this one", row) == "this one: 98.00 %, 1 min 1 s"
+    beside = screen.cell("this one", row | {"control_test_accuracy": 0.97})
+    assert beside == "this one: 98.00 % (control 97.00 %), 1 min 1 s"

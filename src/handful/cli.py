@@ -30,6 +30,8 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Fetch data sets.")
 app.add_typer(data, name="data")
+bench = typer.Typer(help="Measure a recipe, run by run.")
+app.add_typer(bench, name="bench")
 
 ANSWERS_A_ROW = 100
 """A bar that moves for every file costs more than reading it."""
@@ -259,6 +261,66 @@ def mnist(
     typer.echo(out)
 
 
+@bench.command()
+def labels(
+    source: Source,
+    per_class: Annotated[
+        str, typer.Option(metavar="NUMBERS", help="Labelled images per class: 5,10,20-22.")
+    ],
+    draws: Annotated[
+        str, typer.Option(metavar="NUMBERS", help="Which images those are, a run each.")
+    ] = "100-104",
+    seeds: Annotated[str, typer.Option(metavar="NUMBERS", help="A run each as well.")] = "0",
+    recipe: Annotated[
+        str | None, typer.Option(help="See `handful recipes`.", show_default="as in train")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of rows and figure. Default: runs/SOURCE-RECIPE-labels."),
+    ] = None,
+    control: Annotated[
+        bool,
+        typer.Option("--control/--no-control", help="Also train without the pretext task."),
+    ] = True,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; they share the cores.")] = 1,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any one setting. May be repeated."),
+    ] = None,
+) -> None:
+    """How accurate a recipe is, by the number of labels: a table, a figure and a row a run.
+
+    Repeated, it runs only what is missing.
+    """
+    cells = [
+        (labelled, draw, seed)
+        for labelled in numbers("--per-class", per_class)
+        for draw in numbers("--draws", draws)
+        for seed in numbers("--seeds", seeds)
+    ]
+    from handful.recipes import recipe_for
+
+    settings = recipe_for(source, recipe)
+    place = out or default_out(settings).with_name(f"{default_out(settings).name}-labels")
+    from handful import bench as runs
+    from handful import datasets
+
+    on_mnist = datasets.scores_on_mnist(source)
+    rows = runs.labels(
+        source,
+        settings.recipe,
+        [runs.Cell(*cell) for cell in cells],
+        place / "rows.jsonl",
+        control=control,
+        assignments=assignments or [],
+        jobs=jobs,
+        on_row=lambda cell, row: typer.echo(screen.cell(cell, row), err=True),
+    )
+    found = runs.points(rows)
+    (place / "labels.png").write_bytes(runs.figure(found, settings.recipe, on_mnist))
+    typer.echo(f"{screen.efficiency(found)}\n\nrows and figure  {place}")
+
+
 @app.command()
 def recipes() -> None:
     """List the recipes: what each is for, what it costs and what it reached."""
@@ -284,6 +346,19 @@ def default_out(settings: RunConfig) -> Path:
     source = settings.data.source
     name = source if source == "mnist50" else Path(source).resolve().name
     return Path("runs") / f"{name or 'images'}-{settings.recipe}"
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """`5,10,20-22` as whole numbers, in that order, each once."""
+    found: dict[int, None] = {}
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not (first.isdecimal() and (last.isdecimal() or not dash)):
+            raise ValueError(f"{option} {text}: expected whole numbers, such as 5,10 or 100-104")
+        found |= dict.fromkeys(range(int(first), int(last or first) + 1))
+    if not found:
+        raise ValueError(f"{option} {text}: the range is empty, give the smaller number first")
+    return list(found)
 
 
 def expand(given: Iterable[Path]) -> Iterator[Path]:

@@ -130,6 +130,15 @@ def fetch_mnist(out: Path) -> None:
         raise ValueError(f"cannot write into {out}: {error.strerror}") from None
 
 
+def scores_on_mnist(source: str) -> bool:
+    """Whether the test images of a source are MNIST's official ones."""
+    if source == "mnist50":
+        return True
+    name = "t10k-images-idx3-ubyte"
+    found = idx.find(_folder(source)).get("test-images")
+    return found is not None and _is_official(found, idx.MNIST_SHA256[name])
+
+
 def _is_official(path: Path, digest: str) -> bool:
     try:
         return idx.sha256(idx.read_idx(path)) == digest

@@ -16,6 +16,7 @@ from handful.wording import between, duration, percent, points
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+    from handful.bench import Point
     from handful.predictor import Answer
 
 STAGES = {
@@ -206,6 +207,51 @@ def run(summary: Mapping[str, Any], report: str) -> str:
         difference = f"{points(paired['difference'], n)} points  (95 % interval {low} to {high})"
         rows.append(("difference, paired", difference))
     return table([*rows, ("time", duration(summary["seconds"])), ("report", report)])
+
+
+def cell(name: object, row: Mapping[str, Any]) -> str:
+    """`bench`: one run that came in."""
+    n, control = row["test_images"], row["control_test_accuracy"]
+    beside = "" if control is None else f" (control {percent(control, n)})"
+    return f"{name}: {percent(row['test_accuracy'], n)}{beside}, {duration(row['seconds'])}"
+
+
+def efficiency(found: Iterable[Point]) -> str:
+    """`bench labels`: a line a number of labels; means over runs with their 95 % intervals."""
+    rows = [("labels a class", "runs", "test accuracy", "worst", "control", "gain, points")]
+    for point in found:
+        n = point.images
+        rows.append(
+            (
+                f"{point.per_class:,}",
+                str(len(point.accuracies)),
+                _mean(point.accuracies, n),
+                percent(min(point.accuracies), n),
+                _mean(point.controls, n),
+                _mean_gain(point.gains, n),
+            )
+        )
+    return table(rows)
+
+
+def _mean(accuracies: Sequence[float], images: int) -> str:
+    from handful.metrics import mean_interval  # imports torch
+
+    if not accuracies:
+        return "–"
+    mean, _, *interval = mean_interval(accuracies)
+    sure = f" ({between(interval, images)})" if len(accuracies) > 1 else ""
+    return f"{percent(mean, images)}{sure}"
+
+
+def _mean_gain(gains: Sequence[float], images: int) -> str:
+    from handful.metrics import mean_interval
+
+    if not gains:
+        return "–"
+    mean, _, low, high = mean_interval(gains)
+    sure = f" ({points(low, images)} to {points(high, images)})" if len(gains) > 1 else ""
+    return f"{points(mean, images)}{sure}"
 
 
 def evaluation(found: Mapping[str, Any]) -> str:

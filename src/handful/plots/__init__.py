@@ -7,6 +7,7 @@ height. Figures with several parts come in two layouts: `wide` for a page, `narr
 from handful.plots.clusters import tsne
 from handful.plots.curves import curves
 from handful.plots.galleries import mistakes, views
+from handful.plots.labels import labels
 from handful.plots.pipeline import pipeline
 from handful.plots.scores import confusion, reliability
 from handful.plots.style import Figure, Layout, drawable, png, short
@@ -17,6 +18,7 @@ __all__ = [
     "confusion",
     "curves",
     "drawable",
+    "labels",
     "mistakes",
     "pipeline",
     "png",

@@ -1,0 +1,249 @@
+"""Accuracy against labels: one recipe on many draws, each run a process of its own.
+
+Rows are kept as they come, so that what was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from handful import plots
+from handful.metrics import mean_interval
+from handful.recipes import compose
+from handful.runs import RunFolder
+
+Row = dict[str, Any]
+
+KEPT = (
+    "recipe", "per_class", "draw", "seed", "labelled_images", "unlabelled_images", "test_images",
+    "test_accuracy", "test_interval", "test_accuracy_single_view", "validation_accuracy",
+    "validation_images", "selected_step", "control_test_accuracy", "control_difference",
+    "calibration", "images_through_encoder", "seconds", "stages", "device", "precision", "versions",
+)  # fmt: skip
+"""What a row takes from the summary of its run."""
+UNCOMMITTED = "uncommitted"
+PUBLISHED = (
+    (30, 0.9629, "harmonic net 2019"),
+    (50, 0.979, "random real images 2021"),
+    (100, 0.9816, "harmonic net"),
+    (200, 0.9879, "harmonic net"),
+)
+"""MNIST's test accuracy with so many labelled images per class and no others, as published: Ulicny
+et al. (arXiv 1905.00135) and Zhao et al. (Dataset Condensation, ICLR 2021, table 1: a ConvNet on
+images picked at random)."""
+
+
+class Cell(NamedTuple):
+    """Which of the runs it is."""
+
+    per_class: int
+    draw: int
+    seed: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.per_class} per class, draw {self.draw}, seed {self.seed}"
+
+    def options(self) -> list[str]:
+        """The cell in words of `handful train`."""
+        named = {"per-class": self.per_class, "draw": self.draw, "seed": self.seed}
+        return [f"--{name}={value}" for name, value in named.items()]
+
+
+def labels(
+    source: str,
+    recipe: str | None,
+    cells: Sequence[Cell],
+    path: Path,
+    *,
+    control: bool = True,
+    assignments: Sequence[str] = (),
+    jobs: int = 1,
+    on_row: Callable[[Cell, Row], None] | None = None,
+) -> list[Row]:
+    """A row for each cell: those that the file `path` holds, and runs for the others.
+
+    A row of another commit, version or setting does not count. What of the package is not committed
+    has no name: its rows are kept and never taken for another's.
+    jobs: runs at a time, each with its share of the cores. on_row: called with each new row.
+    Raises ValueError with the cell and the run's own message where one fails; rows stay.
+    """
+    setting, _ = compose("", recipe, None, {"control": control}, assignments)
+    made_by = {
+        "source": source,
+        "asked": hashlib.sha256(setting.to_toml().encode()).hexdigest()[:12],
+        **origin(),
+    }
+    held = {} if made_by["commit"] == UNCOMMITTED else _held(read(path), made_by)
+    options = [f"--recipe={setting.recipe}", "--control" if control else "--no-control"]
+    options += [f"--set={one}" for one in assignments]
+    missing = [cell for cell in cells if cell not in held]
+    for cell, summary in _each(source, missing, options, jobs):
+        if summary["test_accuracy"] is None:
+            raise ValueError(f"{source} leaves no test images to measure on: give it more labels")
+        held[cell] = {name: summary[name] for name in KEPT} | made_by
+        _append(path, held[cell])
+        if on_row:
+            on_row(cell, held[cell])
+    return [held[cell] for cell in cells]
+
+
+def origin() -> Row:
+    """What computes: the package's version, and its commit where it lies in a repository."""
+    try:
+        installed = version("handful")
+    except PackageNotFoundError:
+        installed = None
+    return {"version": installed, "commit": commit()}
+
+
+def commit() -> str | None:
+    """The last commit that touched the package; UNCOMMITTED where it has changed since.
+
+    None where the package lies in no repository.
+    """
+    package = Path(__file__).parent
+    try:
+        if _git(package, "status", "--porcelain", "--", "."):
+            return UNCOMMITTED
+        return _git(package, "log", "-1", "--format=%h", "--", ".") or None
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments], cwd=folder, check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+def read(path: Path) -> list[Row]:
+    """Rows of a file, none where there is none. Raises ValueError where a line is damaged."""
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def _append(path: Path, row: Row) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _held(rows: Sequence[Row], made_by: Row) -> dict[Cell, Row]:
+    """The newest row of each cell that the same code made with the same settings."""
+    return {
+        Cell(row["per_class"], row["draw"], row["seed"]): row
+        for row in rows
+        if made_by.items() <= row.items()
+    }
+
+
+def _each(
+    source: str, cells: Sequence[Cell], options: Sequence[str], jobs: int
+) -> Iterator[tuple[Cell, Row]]:
+    """Cells with the summaries of their runs, as they come in.
+
+    After one that fails none is begun; those under way still come, and then its error.
+    """
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    failure: ValueError | None = None
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        started = {
+            pool.submit(apart, source, [*cell.options(), *options], threads): cell for cell in cells
+        }
+        for done in as_completed(started):
+            try:
+                yield started[done], done.result()
+            except CancelledError:
+                pass
+            except ValueError as error:
+                failure = failure or ValueError(f"{started[done]}: {error}")
+                for other in started:
+                    other.cancel()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if failure:
+        raise failure
+
+
+def apart(source: str, options: Sequence[str], threads: int | None = None) -> Row:
+    """The summary of a run in a process of its own, whose folder goes with it.
+
+    options: more words for `handful train`. threads: of the processor; None leaves that open.
+    Raises ValueError with the run's own message where it fails.
+    """
+    limit: Mapping[str, str] = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        words = [sys.executable, "-m", "handful", "train", source, f"--out={out}", "--quiet"]
+        done = subprocess.run(
+            [*words, *options], env={**os.environ, **limit}, capture_output=True, text=True
+        )
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["it failed without a message"])[-1]
+            raise ValueError(last.removeprefix("handful: "))
+        return RunFolder(out).summary()
+
+
+class Point(NamedTuple):
+    """All rows of one number of labels: shares of one, in the order of the rows."""
+
+    per_class: int
+    images: int
+    """Test images of a run."""
+    accuracies: list[float]
+    controls: list[float]
+    """Empty where no control was run, as are the gains over it."""
+    gains: list[float]
+
+
+def points(rows: Sequence[Row]) -> list[Point]:
+    """By numbers of labels, ascending."""
+    found = []
+    for per_class in sorted({row["per_class"] for row in rows}):
+        some = [row for row in rows if row["per_class"] == per_class]
+        compared = [row for row in some if row["control_test_accuracy"] is not None]
+        found.append(
+            Point(
+                per_class,
+                some[0]["test_images"],
+                [row["test_accuracy"] for row in some],
+                [row["control_test_accuracy"] for row in compared],
+                [row["control_difference"]["difference"] for row in compared],
+            )
+        )
+    return found
+
+
+def figure(found: Sequence[Point], recipe: str, on_mnist: bool) -> bytes:
+    """PNG of accuracy against labels, beside other people's figures where `on_mnist`."""
+    lines = {recipe: [_mean(point.per_class, point.accuracies) for point in found]}
+    if all(point.controls for point in found):
+        control = [_mean(point.per_class, point.controls) for point in found]
+        lines["control, no pretext task"] = control
+    runs = [(point.per_class, accuracy) for point in found for accuracy in point.accuracies]
+    return plots.png(plots.labels(lines, runs, PUBLISHED if on_mnist else ()))
+
+
+def _mean(per_class: int, accuracies: list[float]) -> tuple[int, float, tuple[float, float] | None]:
+    mean, _, low, high = mean_interval(accuracies)
+    return per_class, mean, None if math.isnan(low) else (low, high)

@@ -1,0 +1,258 @@
+"""Many runs, a row each. Most tests put a stand-in for the runs; one trains for real."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from handful import bench, cli
+from handful.bench import Cell, Point, Row
+
+CELLS = [Cell(5, 100), Cell(5, 101), Cell(10, 100), Cell(10, 101)]
+
+
+def summary_of(options: Sequence[str]) -> Row:
+    """As a run leaves it: the more labels, the better; the control is worse by a point."""
+    given = dict(option.removeprefix("--").split("=") for option in options[:3])
+    per_class, draw, seed = (int(given[name]) for name in ("per-class", "draw", "seed"))
+    accuracy = 0.9 + per_class / 200 + draw / 10000
+    found: Row = dict.fromkeys(bench.KEPT)
+    return found | {
+        "recipe": "fast",
+        "per_class": per_class,
+        "draw": draw,
+        "seed": seed,
+        "test_images": 10_000,
+        "test_accuracy": accuracy,
+        "control_test_accuracy": accuracy - 0.01,
+        "control_difference": {"difference": 0.01, "interval": [0.0, 0.02]},
+        "seconds": 2.0,
+    }
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The options of the runs that were asked for."""
+    asked: list[list[str]] = []
+
+    def apart(source: str, options: Sequence[str], threads: int | None = None) -> Row:
+        asked.append([*options])
+        return summary_of(options)
+
+    monkeypatch.setattr(bench, "apart", apart)
+    monkeypatch.setattr(bench, "commit", lambda: "abc1234")
+    return asked
+
+
+def measured(path: Path, cells: Sequence[Cell] = CELLS, **options: Any) -> list[Row]:
+    return bench.labels("photos", "fast", cells, path, **options)
+
+
+def test_only_what_is_missing_is_run(tmp_path: Path, runs: list[list[str]]) -> None:
+    path = tmp_path / "new" / "rows.jsonl"
+    measured(path, CELLS[:2])
+    assert len(runs) == 2
+    rows = measured(path, [CELLS[2], *CELLS[:2], CELLS[3]])
+    assert len(runs) == 4
+    assert [Cell(row["per_class"], row["draw"], row["seed"]) for row in rows] == [
+        CELLS[2], *CELLS[:2], CELLS[3],
+    ]  # fmt: skip
+    assert len(path.read_text().splitlines()) == 4
+    assert measured(path) == [rows[1], rows[2], rows[0], rows[3]]
+    assert len(runs) == 4
+
+
+def test_a_row_says_what_made_it(tmp_path: Path, runs: list[list[str]]) -> None:
+    (row,) = measured(tmp_path / "rows.jsonl", CELLS[:1])
+    assert row["commit"] == "abc1234"
+    assert row["source"] == "photos"
+    assert row.keys() >= {"version", "asked", "seed", "draw", "seconds", "test_interval"}
+    assert json.loads((tmp_path / "rows.jsonl").read_text()) == row
+
+
+@pytest.mark.parametrize(
+    "change", [{"assignments": ["pretext.steps=3"]}, {"control": False}, {"commit": "def5678"}]
+)
+def test_a_row_of_something_else_does_not_count(
+    tmp_path: Path, runs: list[list[str]], monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    before = measured(path, CELLS[:1])
+    if "commit" in change:
+        commit = change.pop("commit")
+        monkeypatch.setattr(bench, "commit", lambda: commit)
+    assert measured(path, CELLS[:1], **change) != before
+    assert len(runs) == 2
+    assert measured(path, CELLS[:1], **change)
+    assert len(runs) == 2
+
+
+def test_code_that_is_not_committed_is_run_each_time(
+    tmp_path: Path, runs: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "commit", lambda: bench.UNCOMMITTED)
+    for _ in range(2):
+        assert len(measured(tmp_path / "rows.jsonl", CELLS[:2])) == 2
+    assert len(runs) == 4
+
+
+def test_the_control_and_settings_reach_the_run(tmp_path: Path, runs: list[list[str]]) -> None:
+    measured(tmp_path / "rows.jsonl", [Cell(7, 3, 1)], control=False, assignments=["tsne=false"])
+    assert runs == [
+        ["--per-class=7", "--draw=3", "--seed=1", "--recipe=fast", "--no-control",
+         "--set=tsne=false"]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_fails_is_named_and_what_was_done_stays(
+    tmp_path: Path, runs: list[list[str]], monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    stand_in: Callable[..., Row] = bench.apart
+
+    def failing(source: str, options: Sequence[str], threads: int | None = None) -> Row:
+        if "--per-class=10" in options:
+            raise ValueError("class 3 has 8 labelled images")
+        return stand_in(source, options, threads)
+
+    path = tmp_path / "rows.jsonl"
+    monkeypatch.setattr(bench, "apart", failing)
+    with pytest.raises(ValueError, match=r"^10 per class, draw 10\d, seed 0: class 3 has 8"):
+        measured(path, jobs=jobs)
+    monkeypatch.setattr(bench, "apart", stand_in)
+    assert len(bench.read(path)) == len(runs)
+    assert len(measured(path)) == 4
+    assert len(runs) == 4
+
+
+def test_without_test_images_there_is_nothing_to_measure(
+    tmp_path: Path, runs: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def untested(source: str, options: Sequence[str], threads: int | None = None) -> Row:
+        return {**summary_of(options), "test_accuracy": None}
+
+    monkeypatch.setattr(bench, "apart", untested)
+    with pytest.raises(ValueError, match="photos leaves no test images"):
+        measured(tmp_path / "rows.jsonl")
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_a_damaged_file_is_named(tmp_path: Path, runs: list[list[str]]) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"per_class": 5}\n{"per_cl')
+    with pytest.raises(ValueError, match=r"rows\.jsonl is damaged"):
+        measured(path)
+    assert runs == []
+
+
+def test_points_gather_the_rows_of_each_number_of_labels(
+    tmp_path: Path, runs: list[list[str]]
+) -> None:
+    rows = measured(tmp_path / "rows.jsonl", CELLS[::-1])
+    rows[0] |= {"control_test_accuracy": None, "control_difference": None}
+    five, ten = bench.points(rows)
+    assert (five.per_class, ten.per_class) == (5, 10)
+    assert five.accuracies == pytest.approx([0.9351, 0.935])
+    assert ten.accuracies == pytest.approx([0.9601, 0.96])
+    assert ten.controls == pytest.approx([0.95])
+    assert ten.gains == [0.01]
+    assert five.images == 10_000
+
+
+@pytest.mark.parametrize("controls", [[0.97, 0.96], []])
+def test_the_figure_is_a_picture(controls: list[float]) -> None:
+    points = [
+        Point(n, 1000, [1 - 1 / n, 1 - 2 / n], controls, [0.0] * len(controls)) for n in (5, 50)
+    ]
+    for on_mnist in (False, True):
+        picture = Image.open(io.BytesIO(bench.figure(points, "best", on_mnist)))
+        assert picture.format == "PNG"
+
+
+def test_one_run_has_no_interval() -> None:
+    assert bench._mean(5, [0.9]) == (5, 0.9, None)
+    per_class, mean, interval = bench._mean(5, [0.9, 0.92])
+    assert (per_class, mean) == (5, pytest.approx(0.91))
+    assert interval is not None
+    assert all(math.isfinite(bound) for bound in interval)
+
+
+def test_the_commit_is_that_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*words: str) -> str:
+        name = ("-c", "user.name=a", "-c", "user.email=a@b")
+        done = subprocess.run(
+            ["git", *name, *words], cwd=tmp_path, check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    package = tmp_path / "package" / "bench.py"
+    package.parent.mkdir()
+    package.write_text("a")
+    monkeypatch.setattr(bench, "__file__", str(package))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert bench.commit() is None
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    first = git("log", "-1", "--format=%h")
+    (tmp_path / "elsewhere").write_text("b")
+    git("add", ".")
+    git("commit", "-m", "second")
+    assert bench.commit() == first
+    package.write_text("changed")
+    assert bench.commit() == bench.UNCOMMITTED
+
+
+SHORT = [
+    f"--set={setting}"
+    for setting in ("network.width=4", "pretext.steps=1", "downstream.steps=2", "test_views=1")
+]
+
+
+def test_labels_through_real_processes(
+    idx_folder: Callable[[int, int], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "bench", "labels", str(idx_folder(4, 20)), "--recipe=fast", "--per-class=2,3",
+        "--draws=100", f"--out={tmp_path}", "--jobs=2", *SHORT,
+    ]  # fmt: skip
+    assert cli.main(words) == 0
+    shown = capsys.readouterr()
+    assert len(shown.err.splitlines()) == 2
+    assert "2 per class, draw 100, seed 0: " in shown.err
+    assert [line.split()[0] for line in shown.out.splitlines()[1:3]] == ["2", "3"]
+    with Image.open(tmp_path / "labels.png") as picture:
+        assert picture.format == "PNG"
+    rows = bench.read(tmp_path / "rows.jsonl")
+    assert sorted(row["labelled_images"] for row in rows) == [20, 30]
+    assert all(row["control_test_accuracy"] is not None for row in rows)
+
+
+def test_a_run_that_cannot_be_is_one_line(
+    idx_folder: Callable[[int, int], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["bench", "labels", str(idx_folder(2, 5)), "--per-class=9", f"--out={out}"]
+    assert cli.main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("handful: 9 per class, draw 10")
+    assert "has 2 labelled images" in line
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("text", ["", "5,", "x", "5-", "-5", "1.5", "9-5"])
+def test_numbers_that_are_none(text: str) -> None:
+    with pytest.raises(ValueError, match="--per-class"):
+        cli.numbers("--per-class", text)
+
+
+def test_numbers_come_once_and_in_order() -> None:
+    assert cli.numbers("--draws", "7, 3-5,4") == [7, 3, 4, 5]
