@@ -205,3 +205,13 @@ def test_a_configuration_costs_no_import_of_torch() -> None:
 
 def test_flat_opens_models_as_well() -> None:
     assert flat({"pretext.views": ViewsConfig(rotation=22.0)})["pretext.views.rotation"] == 22.0
+
+
+def test_views_on_the_way_to_others_take_over_what_is_no_strength() -> None:
+    start = ViewsConfig(rotation=90, shear=0.4, elastic_cells=7, flip=True)
+    end = ViewsConfig(rotation=10, shear=0.0, elastic_cells=5, flip=False)
+    half = start.towards(end, 0.5)
+    assert (half.rotation, half.shear) == (50, pytest.approx(0.2))
+    assert (half.elastic_cells, half.flip) == (5, False)
+    assert start.towards(end, 1) == end
+    assert start.towards(end, 0) == end.model_copy(update={"rotation": 90.0, "shear": 0.4})

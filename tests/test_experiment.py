@@ -537,6 +537,10 @@ def test_without_a_pretext_task_there_is_a_classifier_all_the_same(
         ({"data.holdout": 0.0, "control": True}, "no control: it would be compared on test images"),
         ({"data.unlabelled": True}, "--unlabelled adds nothing"),
         (
+            {"downstream.contrast": 0.3, "downstream.train_encoder": False},
+            "downstream.contrast adds nothing",
+        ),
+        (
             {"data.unlabelled": True, "data.per_class": 9, "pretext.steps": 0},
             "10 unlabelled images stay unused",
         ),

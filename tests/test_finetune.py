@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -13,8 +14,11 @@ from handful import finetune as module
 from handful.config import DownstreamConfig, NetworkConfig, ViewsConfig
 from handful.finetune import Length, finetune
 from handful.images import ImageSet
-from handful.networks import Encoder, classifier_head, classify, represent
+from handful.losses import sup_con
+from handful.networks import Encoder, ProjectionHead, classifier_head, classify, represent
 from handful.optim import warmup_cosine
+from handful.splits import endless_batches
+from handful.views import two_views
 
 STILL = ViewsConfig(rotation=0, translation=0, scale=0, shear=0, keep_ink=False)
 SHORT = DownstreamConfig(steps=6, batch_size=64)
@@ -30,8 +34,10 @@ class Trained:
             torch.manual_seed(0)
             self.encoder = Encoder(1, 28, NetworkConfig(width=8))
             self.classifier = classifier_head(self.encoder.dim, 10)
+            self.head = ProjectionHead(self.encoder.dim, NetworkConfig(head_hidden=16, head_dim=8))
         self.encoder.normalise_to(images.images)
         self.before = state(self.encoder), state(self.classifier)
+        self.untrained = deepcopy([self.encoder, self.classifier, self.head])
         self.rows: list[dict[str, Any]] = []
         self.length: Length = finetune(
             self.encoder,
@@ -41,8 +47,17 @@ class Trained:
             generator=torch.Generator().manual_seed(seed),
             stage="downstream",
             on_row=options.pop("on_row", self.rows.append),
+            head=self.head,
             **options,
         )
+
+    def copies(self) -> list[Any]:
+        """Encoder, classifier and projection head as they were before, ready to be trained."""
+        return [network.train() for network in deepcopy(self.untrained)]
+
+    def head_before_and_after(self) -> list[tuple[Tensor, Tensor]]:
+        before = self.untrained[2].state_dict().values()
+        return list(zip(before, self.head.state_dict().values(), strict=True))
 
     @property
     def weights(self) -> Tensor:
@@ -312,3 +327,55 @@ def test_a_loss_that_is_no_number_stops_with_advice(few: ImageSet, validation: b
         )
     assert "lower downstream.learning_rate" in str(caught.value)
     assert len(rows) < 10
+
+
+JOINT = changed(contrast=0.5, temperature=0.2, batch_size=40)
+
+
+def test_the_contrast_adds_sup_con_of_two_views_to_their_cross_entropy(few: ImageSet) -> None:
+    trained = Trained(few, JOINT.model_copy(update={"steps": 1}))
+    encoder, classifier, head = trained.copies()
+    generator = torch.Generator().manual_seed(0)
+    index = next(endless_batches(len(few), 40, generator))
+    with torch.no_grad():
+        h = encoder(torch.cat(two_views(few.images[index], JOINT.views, generator)))
+        z_a, z_b = head(h).chunk(2)
+        labels = few.labels[index]
+        expected = F.cross_entropy(
+            classifier(h), labels.repeat(2), label_smoothing=JOINT.label_smoothing
+        ) + 0.5 * sup_con(z_a, z_b, labels, 0.2)
+    assert trained.rows[0]["loss"] == pytest.approx(float(expected), rel=1e-5)
+    assert trained.length == Length(1, 80)
+
+
+def test_the_contrast_trains_its_head_and_ends_with_the_same_three(few: ImageSet) -> None:
+    joint, plain = Trained(few, JOINT), Trained(few)
+    assert joint.length == Length(6, 6 * 80)
+    assert any(not torch.equal(v, w) for v, w in joint.head_before_and_after())
+    assert all(torch.equal(v, w) for v, w in plain.head_before_and_after())
+    assert not torch.equal(joint.weights, plain.weights)
+
+
+def test_a_frozen_encoder_has_nothing_to_contrast(few: ImageSet) -> None:
+    probe = Trained(few, JOINT.model_copy(update={"train_encoder": False}))
+    assert probe.length == Length(6, 6 * 40)
+    assert all(torch.equal(v, w) for v, w in probe.head_before_and_after())
+
+
+def test_early_stopping_looks_past_the_head_of_the_contrast(few: ImageSet) -> None:
+    trained = Trained(few, JOINT, validation=few)
+    best = min(row["validation_loss"] for row in trained.rows)
+    assert trained.validation_loss(few) == pytest.approx(best, rel=1e-4)
+
+
+@pytest.mark.parametrize(("curriculum", "strong"), [(0.0, 0), (0.5, 3), (1.0, 6)])
+def test_views_weaken_over_the_curriculum(few: ImageSet, curriculum: float, strong: int) -> None:
+    with mock.patch.object(module, "view", side_effect=module.view) as seen:
+        Trained(few, changed(curriculum=curriculum), first_views=ViewsConfig(rotation=90))
+    angles = [call.args[1].rotation for call in seen.call_args_list]
+    assert len(angles) == 6
+    assert angles == sorted(angles, reverse=True)
+    assert angles[strong:] == [SHORT.views.rotation] * (6 - strong)
+    if strong:
+        assert angles[0] == 90
+        assert angles[strong - 1] > SHORT.views.rotation

@@ -47,9 +47,11 @@ def workplace(bundled: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_every_command_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = commands()
-    assert {words[1] for words in found} >= {"train", "predict", "evaluate", "embed", "plot"}
+    expected = {"train", "predict", "evaluate", "embed", "plot", "bench"}
+    assert {words[1] for words in found} >= expected
     for words in found:
-        extra = [f"--set={one}" for one in SHORTENED] if words[1] == "train" else []
+        trains = words[1] in ("train", "bench")
+        extra = [f"--set={one}" for one in SHORTENED] if trains else []
         assert main(words[1:] + extra) == 0, capsys.readouterr().err
     assert (workplace / "runs" / "mnist50-demo" / "report.html").exists()
     assert (workplace / "h.npz").exists()

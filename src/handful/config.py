@@ -81,6 +81,15 @@ class ViewsConfig(Frozen):
     keep_ink: bool = True
     """Limit shift and size per image so that its ink (all that is not black) stays in the frame."""
 
+    def towards(self, other: ViewsConfig, share: float) -> ViewsConfig:
+        """Strengths on the way to `other`: 0 is this one, 1 the other, whose choices count."""
+        mixed = {
+            name: start + share * (end - start)
+            for (name, end), (_, start) in zip(other, self, strict=True)
+            if isinstance(end, float)
+        }
+        return other.model_copy(update=mixed)
+
 
 class NetworkConfig(Frozen):
     """Encoder f and projection head g."""
@@ -131,6 +140,10 @@ class DownstreamConfig(Frozen):
     weight_decay: NotNegative = 0.05
     warmup: Fraction = 0.1
     label_smoothing: Fraction = 0.1
+    contrast: NotNegative = 0.0
+    """Weight of SupCon beside cross-entropy, on two views of each image: one stage for both."""
+    temperature: Positive = 0.3
+    """Of that contrast."""
     ema: Fraction = 0.0
     checks: Count = 25
     """How often validation is measured over the whole length."""
@@ -139,6 +152,8 @@ class DownstreamConfig(Frozen):
     refit: bool = True
     """Train once more on all labels for the length that validation chose."""
     views: ViewsConfig = ViewsConfig()
+    curriculum: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the steps over which views weaken from those of the pretext task to these."""
 
 
 class RunConfig(Frozen):

@@ -125,7 +125,7 @@ def _carry_out(
     _announce(session, encoder)
     untrained = deepcopy(encoder)
     seen = stages.pretext_task(session, encoder, head)
-    trained = stages.train_classifier(session, encoder, config.downstream)
+    trained = stages.train_classifier(session, encoder, head, config.downstream)
     predictor = stages.predictor_of(session, trained)
     summary = _described(session, trained, seen)
     arrays = {"labelled_fingerprints": _labelled(session)}
@@ -147,7 +147,7 @@ def _carry_out(
     if len(parts.everything) > len(parts.final):
         # the map is of the encoder that was tested; another one's h has no place on it
         arrays.pop("map_h", None)
-        predictor = stages.kept(session, encoder, trained)
+        predictor = stages.kept(session, encoder, head, trained)
     predictor.save(session.folder.model)
     return summary, arrays
 
@@ -192,6 +192,7 @@ def _announce(session: Session, encoder: Encoder) -> None:
     then = downstream.steps * _batch(parts.final, downstream.batch_size)
     then *= 1 + (parts.validation is not None and downstream.refit)
     then += downstream.steps * _batch(parts.everything, downstream.batch_size) * keeping
+    then *= 2 if downstream.contrast and downstream.train_encoder else 1
     images = (first + then) * (1 + _has_control(session))
     seconds = images * networks.seconds_per_image(encoder, parts.final.images)
     session.say(f"training will take about {max(1, round(seconds / 60))} min")
@@ -210,6 +211,8 @@ def _without_effect(config: RunConfig, parts: Partition) -> Iterator[str]:
         yield "no control: it would be compared on test images"
     if config.tsne and parts.test is not None and len(parts.test) < maps.FEWEST:
         yield f"no maps: they take at least {maps.FEWEST} test images"
+    if config.downstream.contrast and not config.downstream.train_encoder:
+        yield "downstream.contrast adds nothing: the encoder is frozen"
     if config.data.unlabelled and not parts.unlabelled:
         yield "--unlabelled adds nothing: every training image is used with its label"
     elif parts.unlabelled and not config.pretext.steps:

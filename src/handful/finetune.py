@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import time
 from copy import deepcopy
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from handful.config import DownstreamConfig
+from handful.config import DownstreamConfig, ViewsConfig
 from handful.devices import autocast, keep_freed_memory
 from handful.images import ImageSet
-from handful.networks import Encoder, classify
+from handful.losses import sup_con
+from handful.networks import Encoder, ProjectionHead, classify
 from handful.optim import (
     OnRow,
     average,
@@ -26,7 +28,7 @@ from handful.optim import (
     within_memory,
 )
 from handful.splits import ROW_STEPS, batches_per_epoch, endless_batches
-from handful.views import view
+from handful.views import two_views, view
 
 
 class Length(NamedTuple):
@@ -49,6 +51,8 @@ def finetune(
     on_row: OnRow,
     validation: ImageSet | None = None,
     stop_at: int | None = None,
+    head: ProjectionHead | None = None,
+    first_views: ViewsConfig | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Length:
     """Train the classifier, and the encoder unless it is frozen, in place.
@@ -57,6 +61,9 @@ def finetune(
     best weights are restored, and training stops after `config.patience` checks without a better
     one. Without it, training ends at `stop_at` steps, on the schedule of `config.steps`.
 
+    head: what the contrast beside cross-entropy projects with, trained in place as well; it takes
+        two views of each image. None leaves the contrast out.
+    first_views: what `config.curriculum` begins with; None leaves that out.
     dtype: what encoder and classifier compute in; the loss is float32 whatever it is.
 
     A frozen encoder is in eval mode: not even its batch statistics move.
@@ -66,9 +73,10 @@ def finetune(
     device = encoder.mean.device
     keep_freed_memory()
     images, validation = images.to(device), validation and validation.to(device)
-    network = nn.ModuleList([encoder, classifier])
     encoder.train(config.train_encoder).requires_grad_(config.train_encoder)
-    chosen = _optimizer(encoder, classifier, config)
+    contrast = head if config.train_encoder and config.contrast else None
+    network = nn.ModuleList([encoder, classifier, *([contrast] if contrast else [])])
+    chosen = _optimizer(encoder, network[1:], config)
     averaged = average(network, config.ema)
     current = averaged.module if averaged else network  # updated in place
     watch = _Watch(config, validation)
@@ -76,50 +84,83 @@ def finetune(
     per_epoch, encoded = batches_per_epoch(len(images), config.batch_size), 0
     losses: list[Tensor] = []
 
-    def learn(index: Tensor) -> Tensor:
+    def learn(index: Tensor, views: ViewsConfig) -> Tensor:
         index = index.to(device)
-        x = view(images.images[index], config.views, generator)
+        x = _lesson(images.images[index], views, generator, twice=contrast is not None)
         with autocast(device, dtype):
             with torch.set_grad_enabled(config.train_encoder):
                 h = encoder(x)
-            logits = classifier(h)
-        loss = F.cross_entropy(
-            logits.float(), images.labels[index], label_smoothing=config.label_smoothing
-        )
+            logits, z = classifier(h), contrast(h) if contrast else None
+        loss = _loss(logits, z, images, index, config)
         descend(chosen, loss, network, averaged)
         return loss.detach()  # stays on the device: .item() would stall every step
 
     stream = endless_batches(len(images), config.batch_size, generator)
     for step, index in zip(range(1, end + 1), stream, strict=False):
         rate = set_rate(chosen, warmup_cosine(step - 1, config.steps, config.warmup))
-        losses.append(within_memory(learn, index, "downstream.batch_size", config.batch_size))
-        encoded += len(index)
+        lesson = partial(learn, views=_views_at(step, config, first_views))
+        losses.append(within_memory(lesson, index, "downstream.batch_size", config.batch_size))
+        encoded += len(index) * (2 if contrast else 1)
         if not (step == end or step % per_epoch % ROW_STEPS == 0):
             continue
         row = training_row(stage, step, config.steps, per_epoch, began, losses, rate)
         losses = []
-        if not math.isfinite(row["loss"]):
-            raise ValueError(
-                f"{stage} at step {step} of {config.steps}: the loss is no longer a number; "
-                "lower downstream.learning_rate"
-            )
+        _stop_if_ill(row)
         on_row(row | watch.check(current, step, last=step == end))
         if watch.done:
             break
     encoder.requires_grad_(True)
-    if watch.best:
-        network.load_state_dict(watch.best)
-        return Length(watch.best_step, encoded)
-    network.load_state_dict(current.state_dict())
-    return Length(step, encoded)
+    network.load_state_dict(watch.best or current.state_dict())
+    return Length(watch.best_step if watch.best else step, encoded)
 
 
 def _optimizer(
-    encoder: Encoder, classifier: nn.Linear, config: DownstreamConfig
+    encoder: Encoder, heads: nn.Module, config: DownstreamConfig
 ) -> torch.optim.Optimizer:
     encoder_rate = config.learning_rate * config.encoder_rate
-    rates = [(classifier, config.learning_rate), (encoder, encoder_rate)]
+    rates = [(heads, config.learning_rate), (encoder, encoder_rate)]
     return optimizer(rates, config.optimizer, config.weight_decay)
+
+
+def _stop_if_ill(row: dict[str, Any]) -> None:
+    if not math.isfinite(row["loss"]):
+        raise ValueError(
+            f"{row['stage']} at step {row['step']} of {row['steps']}: the loss is no longer a "
+            "number; lower downstream.learning_rate"
+        )
+
+
+def _views_at(step: int, config: DownstreamConfig, first: ViewsConfig | None) -> ViewsConfig:
+    """Views of one step, counted from 1."""
+    assert config.steps is not None
+    if first is None or not config.curriculum:
+        return config.views
+    return first.towards(config.views, min(1.0, (step - 1) / (config.curriculum * config.steps)))
+
+
+def _lesson(images: Tensor, views: ViewsConfig, generator: Generator, *, twice: bool) -> Tensor:
+    """One view of each of uint8 (B, C, H, W), or both of two: float (B or 2B, C, H, W)."""
+    return (
+        torch.cat(two_views(images, views, generator)) if twice else view(images, views, generator)
+    )
+
+
+def _loss(
+    logits: Tensor, z: Tensor | None, images: ImageSet, index: Tensor, config: DownstreamConfig
+) -> Tensor:
+    """Cross-entropy of logits (B, Y); with projections z (2B, K) both are of two views each.
+
+    What is added then is SupCon, weighted: cross-entropy asks where a class lies, the contrast that
+    it lies together.
+    """
+    labels = images.labels[index]
+    targets = labels if z is None else labels.repeat(2)
+    loss = F.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing)
+    if z is None:
+        return loss
+    z_a, z_b = z.chunk(2)
+    sources, classes = images.sources[index], len(images.class_names)
+    return loss + config.contrast * sup_con(z_a, z_b, labels, config.temperature, sources, classes)
 
 
 class _Watch:
@@ -145,7 +186,7 @@ class _Watch:
         if self.validation is None or (step < self.due and not last):
             return {}
         self.due = step + self.every
-        encoder, classifier = network.children()
+        encoder, classifier, *_ = network.children()
         assert isinstance(encoder, Encoder) and isinstance(classifier, nn.Linear)
         logits = classify(encoder, classifier, self.validation.images)
         labels = self.validation.labels

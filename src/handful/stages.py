@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -111,19 +112,22 @@ def pretext_task(session: Session, encoder: Encoder, head: ProjectionHead) -> in
     return encoded
 
 
-def train_classifier(session: Session, encoder: Encoder, config: DownstreamConfig) -> Trained:
+def train_classifier(
+    session: Session, encoder: Encoder, head: ProjectionHead, config: DownstreamConfig
+) -> Trained:
     """Choose the length on validation, then train on all labels for that length.
 
-    `encoder` is left as it is.
+    head: what the contrast beside cross-entropy begins with. It and `encoder` are left as they are.
     """
     parts = session.parts
+    fitted = partial(_fitted, session, encoder, config=config, head=head)
     if parts.validation is None:
-        return _fitted(session, encoder, parts.final, config, "downstream")
+        return fitted(parts.final, stage="downstream")
     name = "selection" if config.refit else "downstream"
-    chosen = _fitted(session, encoder, parts.fit, config, name, validation=parts.validation)
+    chosen = fitted(parts.fit, stage=name, validation=parts.validation)
     if not config.refit:
         return chosen
-    last = _fitted(session, encoder, parts.final, config, "downstream", stop_at=chosen.step)
+    last = fitted(parts.final, stage="downstream", stop_at=chosen.step)
     return last._replace(
         temperature=chosen.temperature,
         validation=chosen.validation,
@@ -138,11 +142,12 @@ def _fitted(
     config: DownstreamConfig,
     stage: str,
     *,
+    head: ProjectionHead | None = None,
     validation: ImageSet | None = None,
     stop_at: int | None = None,
 ) -> Trained:
-    """One downstream training from a copy of `encoder`."""
-    encoder = deepcopy(encoder)
+    """One downstream training from copies of `encoder` and `head`."""
+    encoder, head = deepcopy(encoder), deepcopy(head)
     with _seeded(session.generator("classifier")):
         classifier = classifier_head(encoder.dim, len(images.class_names)).to(session.device)
     with session.stage(stage):
@@ -155,6 +160,8 @@ def _fitted(
             stage=stage,
             validation=validation,
             stop_at=stop_at,
+            head=head,
+            first_views=session.config.pretext.views,
             dtype=session.dtype,
             on_row=session.on_row,
         )
@@ -238,9 +245,9 @@ def control(session: Session, untrained: Encoder, encoded: int, right: Tensor) -
     }
 
 
-def kept(session: Session, encoder: Encoder, tested: Trained) -> Predictor:
+def kept(session: Session, encoder: Encoder, head: ProjectionHead, tested: Trained) -> Predictor:
     """What stays when the test images came out of the labelled ones: trained on those as well."""
     images = session.parts.everything
     config = session.config.downstream
-    last = _fitted(session, encoder, images, config, "keeping", stop_at=tested.step)
+    last = _fitted(session, encoder, images, config, "keeping", head=head, stop_at=tested.step)
     return predictor_of(session, last._replace(temperature=tested.temperature))

@@ -1,0 +1,191 @@
+"""What each piece of the method is worth: one change at a time, on development images alone.
+
+python -m benchmarks.ablation run DIR --draws 0-3 [--jobs 2] [VARIANT ...]
+python -m benchmarks.ablation table
+
+Every variant sends the same number of images through the encoder. `run` appends a row a run to
+benchmarks/ablation.jsonl and leaves out what is there already for the same commit; `table` writes
+docs/ablation.md from the newest rows of each variant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.accuracy import TUNED_ON, commit_of_recipes, numbers
+from handful import bench
+from handful.bench import Row, read
+from handful.metrics import mean_interval
+
+ROWS = Path(__file__).parent / "ablation.jsonl"
+PAGE = Path(__file__).parents[1] / "docs" / "ablation.md"
+PER_CLASS, IMAGES, BATCH = 50, 120_000, 125
+
+
+class Variant(NamedTuple):
+    """Settings laid over the base."""
+
+    about: str
+    settings: tuple[str, ...] = ()
+
+
+def _steps(images: int, batch: int = BATCH) -> int:
+    return images // batch
+
+
+def _two_stages(loss: str, share: float) -> tuple[str, ...]:
+    """A pretext task that takes `share` of the images; the classifier gets the others."""
+    pretext = round(IMAGES * share)
+    return (
+        f"pretext.loss={loss}",
+        f"pretext.steps={_steps(pretext, 2 * BATCH)}",
+        f"downstream.steps={_steps(IMAGES - pretext)}",
+    )
+
+
+def _joint(weight: float) -> tuple[str, ...]:
+    """One stage, two views of half as many images a step."""
+    return f"downstream.contrast={weight}", f"downstream.batch_size={BATCH // 2}"
+
+
+BASE = (
+    "pretext.steps=0",
+    f"downstream.steps={_steps(IMAGES)}",
+    f"downstream.batch_size={BATCH}",
+    "downstream.label_smoothing=0.1",
+    "downstream.ema=0.97",
+    "test_views=8",
+)
+"""Cross-entropy alone, from scratch, for a fixed length, laid over the recipe `fast`."""
+VARIANTS: dict[str, Variant] = {
+    "base": Variant("cross-entropy alone, mild views, the weights' average, 8 test views"),
+    "sup_con first": Variant(
+        "a third of the images for SupCon on rich views first", _two_stages("sup_con", 1 / 3)
+    ),
+    "nt_xent first": Variant(
+        "a third of the images for NT-Xent on rich views first", _two_stages("nt_xent", 1 / 3)
+    ),
+    "joint 0.3": Variant("SupCon beside cross-entropy, weight 0.3", _joint(0.3)),
+    "curriculum": Variant(
+        "views weaken from rich to mild over the whole length", ("downstream.curriculum=1.0",)
+    ),
+    "joint, curriculum": Variant("both", (*_joint(0.3), "downstream.curriculum=1.0")),
+    "width 32": Variant(
+        "twice the channels, four times the multiplications", ("network.width=32",)
+    ),
+    "no average": Variant("the weights themselves", ("downstream.ema=0.0",)),
+    "smoothing 0.02": Variant("less label smoothing", ("downstream.label_smoothing=0.02",)),
+    "weight decay 0.5": Variant("ten times the decay", ("downstream.weight_decay=0.5",)),
+}
+
+
+def run(options: argparse.Namespace) -> None:
+    commit = commit_of_recipes()
+    names = options.variants or list(VARIANTS)
+    known = {(row["variant"], row["draw"], row["commit"]) for row in read(ROWS) if commit}
+    asked = [(name, draw) for draw in options.draws for name in names]
+    missing = [(name, draw) for name, draw in asked if (name, draw, commit) not in known]
+
+    def one(cell: tuple[str, int]) -> None:
+        name, draw = cell
+        words = [*bench.Cell(PER_CLASS, draw).options(), "--recipe=fast", "--dev"]
+        settings = (*BASE, *VARIANTS[name].settings)
+        words += [f"--set={one}" for one in settings]
+        summary = bench.apart(options.source, words, options.threads)
+        row = {key: summary[key] for key in bench.KEPT} | {
+            "variant": name, "settings": settings, "commit": commit,
+        }  # fmt: skip
+        with ROWS.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{name}, draw {draw}: {row['test_accuracy']}, {row['seconds']:.0f} s", flush=True)
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(one, missing))
+
+
+def table(_: argparse.Namespace) -> None:
+    PAGE.write_text(page(read(ROWS)), encoding="utf-8")
+    print(PAGE)
+
+
+def page(rows: Sequence[Row]) -> str:
+    """The newest row of each draw counts: a variant's and the base's."""
+    newest: dict[str, dict[int, Row]] = {}
+    for row in rows:
+        newest.setdefault(row["variant"], {})[row["draw"]] = row
+    base = newest.get("base", {})
+    lines = [_line(name, newest[name], base) for name in VARIANTS if name in newest]
+    commits = ", ".join(dict.fromkeys(row["commit"] or "uncommitted" for row in rows))
+    return _PAGE.format(
+        lines="\n".join(lines), commits=commits, images=IMAGES, base=", ".join(BASE)
+    )
+
+
+def _line(name: str, rows: Mapping[int, Row], base: Mapping[int, Row]) -> str:
+    both = sorted(rows.keys() & base.keys())
+    accuracies = [100 * row["test_accuracy"] for row in rows.values()]
+    gains = [100 * (rows[d]["test_accuracy"] - base[d]["test_accuracy"]) for d in both]
+    single = [100 * row["test_accuracy_single_view"] for row in rows.values()]
+    cells = [
+        name,
+        VARIANTS[name].about,
+        str(len(rows)),
+        f"{sum(accuracies) / len(accuracies):.2f}",
+        f"{sum(single) / len(single):.2f}",
+        "–" if name == "base" else _gain(gains),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _gain(gains: list[float]) -> str:
+    if len(gains) < 2:
+        return "–"
+    mean, _, low, high = mean_interval(gains)
+    return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+_PAGE = """# What each piece is worth
+
+Made by `python -m benchmarks.ablation table` from `benchmarks/ablation.jsonl`. Development only: 50
+images a class drawn from training images 0–49,999, accuracy in per cent on training images
+50,000–59,999, seed 0; the test files stay shut. Such figures choose recipes and are no results.
+
+Every variant sends {images:,} images through the encoder in training and changes one thing in the
+base (`fast` with {base}). *Gain* is the paired difference to the base over draws, with its 95 %
+interval (Student's t): few draws, so only what stands clear of zero says something.
+
+| variant | what it is | draws | accuracy | single view | gain, points |
+|---|---|---|---|---|---|
+{lines}
+
+Commits: {commits}. Repeat: `python -m benchmarks.ablation run DIR --draws 0-3`, DIR with the four
+idx files.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    runner = commands.add_parser("run", help="train, and append rows")
+    runner.add_argument("source")
+    runner.add_argument("variants", nargs="*", metavar="VARIANT", help=", ".join(VARIANTS))
+    runner.add_argument("--draws", type=numbers, default=range(4))
+    runner.add_argument("--jobs", type=int, default=1)
+    runner.add_argument("--threads", type=int, help="of each run")
+    runner.set_defaults(call=run)
+    commands.add_parser("table", help="write docs/ablation.md").set_defaults(call=table)
+    options = parser.parse_args()
+    if options.call is run:
+        unknown = set(options.variants) - VARIANTS.keys()
+        if unknown or not set(options.draws) <= set(TUNED_ON):
+            parser.error(f"unknown: {unknown}" if unknown else "draws 0-19 alone are for this")
+    options.call(options)
+
+
+if __name__ == "__main__":
+    main()
