@@ -236,6 +236,16 @@ def test_labels_through_real_processes(
     assert all(row["control_test_accuracy"] is not None for row in rows)
 
 
+def test_a_run_without_a_control_leaves_a_row(
+    idx_folder: Callable[[int, int], Path], tmp_path: Path
+) -> None:
+    words = ["bench", "labels", str(idx_folder(4, 20)), "--recipe=fast", "--per-class=2",
+             "--draws=100", f"--out={tmp_path}", "--no-control", *SHORT]  # fmt: skip
+    assert cli.main(words) == 0
+    (row,) = bench.read(tmp_path / "rows.jsonl")
+    assert row["control_test_accuracy"] is row["control_difference"] is None
+
+
 def test_a_run_that_cannot_be_is_one_line(
     idx_folder: Callable[[int, int], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -242,6 +242,7 @@ def _described(session: Session, trained: Trained, seen: int) -> dict[str, Any]:
         "test_accuracy": None,
         "test_interval": None,
         "control_test_accuracy": None,
+        "control_difference": None,
         "validation_accuracy": validation.accuracy if validation else None,
         "validation_interval": validation.interval if validation else None,
         "validation_images": validation.images if validation else 0,
