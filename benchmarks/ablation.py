@@ -50,7 +50,7 @@ def _two_stages(loss: str, share: float) -> tuple[str, ...]:
 
 def _joint(weight: float) -> tuple[str, ...]:
     """One stage, two views of half as many images a step."""
-    return f"downstream.contrast={weight}", f"downstream.batch_size={BATCH // 2}"
+    return f"downstream.contrast={weight}", f"downstream.batch_size={-(-BATCH // 2)}"
 
 
 BASE = (

@@ -157,6 +157,8 @@ def test_weights_that_match_their_digest_and_are_no_safetensors(tmp_path: Path) 
 
     (tmp_path / "weights.safetensors").write_bytes(b"nonsense")
     digest = hashlib.sha256(b"nonsense").hexdigest()
-    (tmp_path / "model.json").write_text(json.dumps({"format": 1, "weights_sha256": digest}))
+    (tmp_path / "model.json").write_text(
+        json.dumps({"format": checkpoints.FORMAT, "weights_sha256": digest})
+    )
     with pytest.raises(ValueError, match="is damaged"):
         checkpoints.load(tmp_path)

@@ -15,8 +15,9 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as pack_tensors
 from torch import Tensor
 
-FORMAT = 1
-"""Version of the pair of files; a reader refuses what it does not know."""
+FORMAT = 2
+"""Version of the pair of files and of what their weights mean; a reader refuses others. 2: the
+encoder's first convolution has no border."""
 WEIGHTS = "weights.safetensors"
 META = "model.json"
 

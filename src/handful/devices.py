@@ -61,7 +61,7 @@ MOST_KEPT = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep up to 2 GB of what it frees, for what it will want next.
+    """Let the whole process keep what it frees, from now on, for what it will want next.
 
     glibc gives large blocks back to the system at once, and having their pages again costs time in
     every step, in large batches most of all. Elsewhere this does nothing.

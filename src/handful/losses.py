@@ -1,8 +1,9 @@
 """Contrastive losses. Tensors in, a scalar out; they know nothing of processes or networks.
 
-The matrix of similarities is never held: tiles of it are computed, used and dropped, and computed
-again in the backward pass. Memory beyond the inputs and their gradients is a few tiles, however
-large the batch; each similarity is computed once for both of its views.
+Of a batch larger than one tile the matrix of similarities is never held: tiles of it are computed,
+used and dropped, and computed again in the backward pass. Memory beyond the inputs and their
+gradients is a few tiles, however large the batch; each similarity is computed once for both of its
+views.
 """
 
 from __future__ import annotations
