@@ -11,16 +11,14 @@ docs/ablation.md from the newest rows of each variant.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.accuracy import TUNED_ON, commit_of_recipes, numbers
+from benchmarks.accuracy import TUNED_ON, commit_of_recipes, mean_of, whole
 from handful import bench
 from handful.bench import Row, read
-from handful.metrics import mean_interval
 
 ROWS = Path(__file__).parent / "ablation.jsonl"
 PAGE = Path(__file__).parents[1] / "docs" / "ablation.md"
@@ -100,8 +98,7 @@ def run(options: argparse.Namespace) -> None:
         row = {key: summary[key] for key in bench.KEPT} | {
             "variant": name, "settings": settings, "commit": commit,
         }  # fmt: skip
-        with ROWS.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        bench.append(ROWS, row)
         print(f"{name}, draw {draw}: {row['test_accuracy']}, {row['seconds']:.0f} s", flush=True)
 
     with ThreadPoolExecutor(options.jobs) as pool:
@@ -137,16 +134,9 @@ def _line(name: str, rows: Mapping[int, Row], base: Mapping[int, Row]) -> str:
         str(len(rows)),
         f"{sum(accuracies) / len(accuracies):.2f}",
         f"{sum(single) / len(single):.2f}",
-        "–" if name == "base" else _gain(gains),
+        "–" if name == "base" or not gains else mean_of(gains, signed=True),
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def _gain(gains: list[float]) -> str:
-    if len(gains) < 2:
-        return "–"
-    mean, _, low, high = mean_interval(gains)
-    return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 _PAGE = """# What each piece is worth
@@ -156,8 +146,9 @@ images a class drawn from training images 0–49,999, accuracy in per cent on tr
 50,000–59,999, seed 0; the test files stay shut. Such figures choose recipes and are no results.
 
 Every variant sends {images:,} images through the encoder in training and changes one thing in the
-base (`fast` with {base}). *Gain* is the paired difference to the base over draws, with its 95 %
-interval (Student's t): few draws, so only what stands clear of zero says something.
+base (`fast` with {base}). *Gain* is the paired difference to the base over draws: mean ± standard
+deviation (95 % interval of the mean, Student's t). Draws are few: only what stands clear of zero
+says something.
 
 | variant | what it is | draws | accuracy | single view | gain, points |
 |---|---|---|---|---|---|
@@ -174,7 +165,7 @@ def main() -> None:
     runner = commands.add_parser("run", help="train, and append rows")
     runner.add_argument("source")
     runner.add_argument("variants", nargs="*", metavar="VARIANT", help=", ".join(VARIANTS))
-    runner.add_argument("--draws", type=numbers, default=range(4))
+    runner.add_argument("--draws", type=whole, default=range(4))
     runner.add_argument("--jobs", type=int, default=1)
     runner.add_argument("--threads", type=int, help="of each run")
     runner.set_defaults(call=run)

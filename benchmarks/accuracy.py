@@ -12,7 +12,6 @@ recipe. `table` writes docs/results.md from the rows.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from itertools import groupby
@@ -22,6 +21,7 @@ from handful import bench
 from handful.bench import Row, read
 from handful.metrics import mean_interval
 from handful.recipes import RECIPES
+from handful.wording import numbers
 
 HERE = Path(__file__).parent
 ROWS, DEV_ROWS = HERE / "accuracy.jsonl", HERE / "dev.jsonl"
@@ -31,10 +31,9 @@ QUICKER = ("tsne=false", "control=false")
 TUNED_ON, REPORTED_ON = range(20), range(100, 110)
 
 
-def numbers(text: str) -> range:
-    """`100-104` or `7`."""
-    first, _, last = text.partition("-")
-    return range(int(first), int(last or first) + 1)
+def whole(text: str) -> list[int]:
+    """`100-104` or `7`, as argparse wants it read."""
+    return numbers("given", text)
 
 
 def commit_of_recipes() -> str | None:
@@ -60,8 +59,7 @@ def run(options: argparse.Namespace) -> None:
             continue
         summary = _command(options, draw, seed, split)
         row = {name: summary[name] for name in bench.KEPT} | key
-        with path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        bench.append(path, row)
         control = row["control_test_accuracy"]
         print(
             f"{options.recipe} draw {draw} split {split} seed {seed}: test {row['test_accuracy']}"
@@ -125,7 +123,7 @@ def _development() -> str:
         cells = list(group)
         recipe, commit, settings, encoded = key
         draws = ", ".join(str(draw) for draw in sorted(row["draw"] for row in cells))
-        accuracy = _mean([100 * row["test_accuracy"] for row in cells])
+        accuracy = mean_of([100 * row["test_accuracy"] for row in cells])
         lines.append(
             f"| {recipe} | {commit} | {settings or '–'} | {draws} | {encoded:,} | {accuracy} |"
         )
@@ -143,12 +141,12 @@ def _line(rows: list[Row]) -> str:
     cells = [
         first["recipe"],
         _which(rows),
-        _mean(test),
+        mean_of(test),
         f"{min(test):.2f}",
         f"{sum(single) / len(single):.2f}",
         f"{sum(validation) / len(validation):.1f}" if validation else "–",
-        _mean([100 * row["control_test_accuracy"] for row in rows]) if gains else "–",
-        _mean(gains, signed=True) if gains else "–",
+        mean_of([100 * row["control_test_accuracy"] for row in rows]) if gains else "–",
+        mean_of(gains, signed=True) if gains else "–",
         f"{sorted(row['seconds'] for row in rows)[len(rows) // 2]:.0f} s",
         first["commit"],
     ]
@@ -163,7 +161,7 @@ def _which(rows: list[Row]) -> str:
     return f"{rows[0]['per_class']} a class, draws {min(draws)}–{max(draws)}"
 
 
-def _mean(values: list[float], signed: bool = False) -> str:
+def mean_of(values: list[float], signed: bool = False) -> str:
     form = "+.2f" if signed else ".2f"
     if len(values) == 1:
         return f"{values[0]:{form}}"
@@ -228,9 +226,9 @@ def main() -> None:
     runner.add_argument("recipe", choices=RECIPES)
     runner.add_argument("source")
     runner.add_argument("--per-class", type=int)
-    runner.add_argument("--draws", type=numbers)
-    runner.add_argument("--seeds", type=numbers, default=range(1))
-    runner.add_argument("--splits", type=numbers, default=range(1))
+    runner.add_argument("--draws", type=whole)
+    runner.add_argument("--seeds", type=whole, default=range(1))
+    runner.add_argument("--splits", type=whole, default=range(1))
     runner.add_argument("--dev", action="store_true")
     runner.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     runner.set_defaults(call=run)

@@ -37,7 +37,7 @@ def write_model(folder: Path, quick: bool) -> None:
 
 
 def write_pictures(folder: Path, count: int) -> None:
-    """mnist50's images of the official test set as PNG files; nobody looks at their labels."""
+    """mnist50's images of the official test set as PNG files."""
     test = datasets.load(DataConfig()).test
     assert test is not None
     folder.mkdir()
@@ -102,7 +102,7 @@ START = Benchmark(
 PREDICT = Benchmark(
     title="Predict",
     about="""`handful predict RUN FOLDER --csv` with the model of `demo`, on mnist50's test images
-as grey PNG files of 28 × 28 pixels; nobody looks at their labels, but how many are looked at again
+as grey PNG files of 28 × 28 pixels; nothing is chosen by them, but how many are looked at again
 in further views depends on them. Images a second without the time that one image alone takes.
 Medians of three runs.""",
     columns={

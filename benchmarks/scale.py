@@ -22,6 +22,7 @@ from benchmarks.epoch import networks, our_epoch
 from benchmarks.measure import ROOT, Benchmark, Call, Options, Row, in_fresh_process, seconds_of
 from benchmarks.memory import megabytes_above
 from handful.config import NetworkConfig
+from handful.devices import keep_freed_memory
 from handful.images import ImageSet
 from handful.plots import png
 from handful.plots.style import FRAME, GRID, INK, MUTED, OURS
@@ -79,6 +80,7 @@ def point(series: str, size: int) -> Row:
     """Seconds and megabytes of one size, once a tiny loss has set up what all have in common."""
     make, _ = SERIES[series]
     _loss(8)()
+    keep_freed_memory()  # as training does
     calls: list[Call] = []
     taken: list[float] = []
 

@@ -256,13 +256,3 @@ def test_a_run_that_cannot_be_is_one_line(
     assert line.startswith("handful: 9 per class, draw 10")
     assert "has 2 labelled images" in line
     assert not out.exists()
-
-
-@pytest.mark.parametrize("text", ["", "5,", "x", "5-", "-5", "1.5", "9-5"])
-def test_numbers_that_are_none(text: str) -> None:
-    with pytest.raises(ValueError, match="--per-class"):
-        cli.numbers("--per-class", text)
-
-
-def test_numbers_come_once_and_in_order() -> None:
-    assert cli.numbers("--draws", "7, 3-5,4") == [7, 3, 4, 5]

@@ -17,7 +17,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))  # `benchmarks` is no part of the package
 
 from benchmarks import __main__ as command
-from benchmarks import cells, peers, rows, scale
+from benchmarks import ablation, cells, peers, rows, scale
 from benchmarks.encoder import SixConvolutions
 from benchmarks.exact import dense, errors
 from benchmarks.loss import projections
@@ -29,6 +29,7 @@ from handful.config import NetworkConfig
 from handful.losses import nt_xent
 from handful.networks import multiply_adds
 from handful.recipes import RICH_DIGITS
+from handful.splits import batches_per_epoch
 
 ORIGIN = {"commit": "abc1234", "torch": "2.0", "cpu": "a CPU", "threads": 2, "date": "2026-01-31"}
 
@@ -201,3 +202,36 @@ def test_the_measurements_for_a_gpu_run_on_any_machine(monkeypatch: pytest.Monke
     found = list(gpu.measurements(torch.device("cpu"), small=True))
     assert len(found) == 4
     assert found[-1]["ratio"] > 0
+
+
+def ablated(variant: str, draw: int, accuracy: float) -> dict[str, Any]:
+    return {"variant": variant, "draw": draw, "commit": "abc1234", "test_accuracy": accuracy,
+            "test_accuracy_single_view": accuracy - 0.001}  # fmt: skip
+
+
+def test_an_ablation_pairs_each_draw_with_the_base() -> None:
+    found = ablation.page(
+        [
+            ablated("base", 0, 0.90),
+            ablated("base", 0, 0.98),
+            ablated("base", 1, 0.97),
+            ablated("joint 0.3", 0, 0.981),
+            ablated("joint 0.3", 1, 0.973),
+            ablated("joint 0.3", 2, 0.5),
+        ]
+    )
+    base, joint = (line for line in found.splitlines() if line.startswith(("| base", "| joint")))
+    assert base.endswith("| 2 | 97.50 | 97.40 | – |")
+    assert "| 3 | 81.80 |" in joint
+    assert "+0.20 ± 0.14 (-1.07 to +1.47)" in joint
+
+
+def test_every_variant_sends_as_many_images_through_the_encoder() -> None:
+    images = ablation.PER_CLASS * 10
+    for name, variant in ablation.VARIANTS.items():
+        settings = dict(one.split("=") for one in (*ablation.BASE, *variant.settings))
+        batches = batches_per_epoch(images, int(settings["downstream.batch_size"]))
+        views = 2 if "downstream.contrast" in settings else 1
+        encoded = views * int(settings["downstream.steps"]) * images / batches
+        encoded += 2 * int(settings["pretext.steps"]) * ablation.BATCH
+        assert encoded == pytest.approx(ablation.IMAGES, rel=0.002), name

@@ -756,3 +756,50 @@ def test_images_that_may_not_decide_do_not_tell_the_kind(
     with mock.patch.object(experiment.datasets, "load", return_value=dataset):
         run = bare("anything", tmp_path / "run", data__unlabelled=True)
     assert config.load(run.path / "config.toml").preset == "digits"
+
+
+@pytest.mark.parametrize("refit", [True, False])
+def test_a_contrast_reaches_every_stage_that_classifies(
+    idx_folder: IdxFolder, tmp_path: Path, refit: bool
+) -> None:
+    """Twice the images pass the encoder; the control keeps to one view and to as many in all."""
+    source, settings = idx_folder(10, 20), {"downstream__refit": refit, "control": True}
+    plain = bare(source, tmp_path / "plain", **settings).summary
+    joint = bare(source, tmp_path / "joint", **settings, downstream__contrast=0.3).summary
+    encoded = [run["images_through_encoder"] for run in (plain, joint)]
+    assert encoded[1]["downstream"] == 2 * encoded[0]["downstream"]
+    assert encoded[1]["pretext"] == encoded[0]["pretext"]
+    assert encoded[1]["control"] >= encoded[1]["pretext"] + encoded[1]["downstream"]
+
+
+def test_the_model_that_is_kept_had_the_contrast_as_well(
+    idx_folder: IdxFolder, tmp_path: Path
+) -> None:
+    """Without a test split the last training is on all labels: it too begins with the head."""
+    heads: list[Any] = []
+    real = stages.finetune
+
+    def watched(*given: Any, **options: Any) -> Any:
+        heads.append(options["head"])
+        return real(*given, **options)
+
+    with mock.patch.object(stages, "finetune", watched):
+        bare(idx_folder(10), tmp_path / "run", downstream__contrast=0.3)
+    assert len(heads) == 3
+    assert None not in heads
+
+
+def test_a_curriculum_begins_with_the_views_of_the_pretext_task(
+    idx_folder: IdxFolder, tmp_path: Path
+) -> None:
+    first: list[Any] = []
+    real = stages.finetune
+
+    def watched(*given: Any, **options: Any) -> Any:
+        first.append(options["first_views"])
+        return real(*given, **options)
+
+    with mock.patch.object(stages, "finetune", watched):
+        bare(idx_folder(10, 20), tmp_path / "run", downstream__curriculum=1.0,
+             pretext__views__rotation=33.0)  # fmt: skip
+    assert {views.rotation for views in first} == {33.0}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from handful.wording import between, duration, percent, points
+from handful.wording import between, duration, numbers, percent, points, points_between
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,18 @@ def test_intervals_and_differences_have_as_many() -> None:
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("text", ["", "5,", "x", "5-", "-5", "1.5", "9-5"])
+def test_numbers_that_are_none(text: str) -> None:
+    with pytest.raises(ValueError, match="--per-class"):
+        numbers("--per-class", text)
+
+
+def test_numbers_come_once_and_in_order() -> None:
+    assert numbers("--draws", "7, 3-5,4") == [7, 3, 4, 5]
+
+
+def test_an_interval_of_differences_keeps_both_signs() -> None:
+    assert points_between((-0.0034, 0.001), 10_000) == "-0.34 to +0.10"
+    assert points_between((0.01, 0.02)) == "+1.0 to +2.0"

@@ -14,11 +14,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from handful import plots
+from handful import __version__, plots
 from handful.metrics import mean_interval
 from handful.recipes import compose
 from handful.runs import RunFolder
@@ -60,7 +59,7 @@ class Cell(NamedTuple):
 
 def labels(
     source: str,
-    recipe: str | None,
+    recipe: str,
     cells: Sequence[Cell],
     path: Path,
     *,
@@ -90,7 +89,7 @@ def labels(
         if summary["test_accuracy"] is None:
             raise ValueError(f"{source} leaves no test images to measure on: give it more labels")
         held[cell] = {name: summary[name] for name in KEPT} | made_by
-        _append(path, held[cell])
+        append(path, held[cell])
         if on_row:
             on_row(cell, held[cell])
     return [held[cell] for cell in cells]
@@ -98,11 +97,7 @@ def labels(
 
 def origin() -> Row:
     """What computes: the package's version, and its commit where it lies in a repository."""
-    try:
-        installed = version("handful")
-    except PackageNotFoundError:
-        installed = None
-    return {"version": installed, "commit": commit()}
+    return {"version": __version__, "commit": commit()}
 
 
 def commit() -> str | None:
@@ -136,7 +131,8 @@ def read(path: Path) -> list[Row]:
         raise ValueError(f"{path} is damaged: {error}") from None
 
 
-def _append(path: Path, row: Row) -> None:
+def append(path: Path, row: Row) -> None:
+    """One more row. Raises ValueError where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from handful import screen
+from handful.wording import numbers
 
 if TYPE_CHECKING:
     from handful.config import RunConfig
@@ -30,8 +31,8 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Fetch data sets.")
 app.add_typer(data, name="data")
-bench = typer.Typer(help="Measure a recipe, run by run.")
-app.add_typer(bench, name="bench")
+bench_app = typer.Typer(help="Measure a recipe, run by run.")
+app.add_typer(bench_app, name="bench")
 
 ANSWERS_A_ROW = 100
 """A bar that moves for every file costs more than reading it."""
@@ -261,7 +262,7 @@ def mnist(
     typer.echo(out)
 
 
-@bench.command()
+@bench_app.command()
 def labels(
     source: Source,
     per_class: Annotated[
@@ -302,22 +303,21 @@ def labels(
 
     settings = recipe_for(source, recipe)
     place = out or default_out(settings).with_name(f"{default_out(settings).name}-labels")
-    from handful import bench as runs
-    from handful import datasets
+    from handful import bench, datasets
 
     on_mnist = datasets.scores_on_mnist(source)
-    rows = runs.labels(
+    rows = bench.labels(
         source,
         settings.recipe,
-        [runs.Cell(*cell) for cell in cells],
+        [bench.Cell(*cell) for cell in cells],
         place / "rows.jsonl",
         control=control,
         assignments=assignments or [],
         jobs=jobs,
         on_row=lambda cell, row: typer.echo(screen.cell(cell, row), err=True),
     )
-    found = runs.points(rows)
-    (place / "labels.png").write_bytes(runs.figure(found, settings.recipe, on_mnist))
+    found = bench.points(rows)
+    (place / "labels.png").write_bytes(bench.figure(found, settings.recipe, on_mnist))
     typer.echo(f"{screen.efficiency(found)}\n\nrows and figure  {place}")
 
 
@@ -346,19 +346,6 @@ def default_out(settings: RunConfig) -> Path:
     source = settings.data.source
     name = source if source == "mnist50" else Path(source).resolve().name
     return Path("runs") / f"{name or 'images'}-{settings.recipe}"
-
-
-def numbers(option: str, text: str) -> list[int]:
-    """`5,10,20-22` as whole numbers, in that order, each once."""
-    found: dict[int, None] = {}
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not (first.isdecimal() and (last.isdecimal() or not dash)):
-            raise ValueError(f"{option} {text}: expected whole numbers, such as 5,10 or 100-104")
-        found |= dict.fromkeys(range(int(first), int(last or first) + 1))
-    if not found:
-        raise ValueError(f"{option} {text}: the range is empty, give the smaller number first")
-    return list(found)
 
 
 def expand(given: Iterable[Path]) -> Iterator[Path]:

@@ -155,6 +155,11 @@ class DownstreamConfig(Frozen):
     curriculum: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the steps over which views weaken from those of the pretext task to these."""
 
+    @property
+    def contrasts(self) -> bool:
+        """Whether the contrast has anything to move."""
+        return self.contrast > 0 and self.train_encoder
+
 
 class RunConfig(Frozen):
     """All that is needed to repeat a run."""

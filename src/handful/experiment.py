@@ -192,7 +192,7 @@ def _announce(session: Session, encoder: Encoder) -> None:
     then = downstream.steps * _batch(parts.final, downstream.batch_size)
     then *= 1 + (parts.validation is not None and downstream.refit)
     then += downstream.steps * _batch(parts.everything, downstream.batch_size) * keeping
-    then *= 2 if downstream.contrast and downstream.train_encoder else 1
+    then *= 2 if downstream.contrasts else 1
     images = (first + then) * (1 + _has_control(session))
     seconds = images * networks.seconds_per_image(encoder, parts.final.images)
     session.say(f"training will take about {max(1, round(seconds / 60))} min")
@@ -211,7 +211,7 @@ def _without_effect(config: RunConfig, parts: Partition) -> Iterator[str]:
         yield "no control: it would be compared on test images"
     if config.tsne and parts.test is not None and len(parts.test) < maps.FEWEST:
         yield f"no maps: they take at least {maps.FEWEST} test images"
-    if config.downstream.contrast and not config.downstream.train_encoder:
+    if config.downstream.contrast and not config.downstream.contrasts:
         yield "downstream.contrast adds nothing: the encoder is frozen"
     if config.data.unlabelled and not parts.unlabelled:
         yield "--unlabelled adds nothing: every training image is used with its label"

@@ -74,7 +74,7 @@ def finetune(
     keep_freed_memory()
     images, validation = images.to(device), validation and validation.to(device)
     encoder.train(config.train_encoder).requires_grad_(config.train_encoder)
-    contrast = head if config.train_encoder and config.contrast else None
+    contrast = head if config.contrasts else None
     network = nn.ModuleList([encoder, classifier, *([contrast] if contrast else [])])
     chosen = _optimizer(encoder, network[1:], config)
     averaged = average(network, config.ema)
@@ -159,8 +159,8 @@ def _loss(
     if z is None:
         return loss
     z_a, z_b = z.chunk(2)
-    sources, classes = images.sources[index], len(images.class_names)
-    return loss + config.contrast * sup_con(z_a, z_b, labels, config.temperature, sources, classes)
+    classes = len(images.class_names)  # copies of one image share its label: none is a negative
+    return loss + config.contrast * sup_con(z_a, z_b, labels, config.temperature, classes=classes)
 
 
 class _Watch:

@@ -157,13 +157,11 @@ class Predictor:
 
     def _batch_logits(self, x: Tensor) -> Tensor:
         """Float (N, C, H, W) to (N, Y)."""
-        logits = self._look(x)
-        if self.test_views > 1:
-            doubt = (logits.softmax(1).amax(1) < SURE).nonzero().squeeze(1)
-            seen = views.test_views(x[doubt], self.test_views)  # (V, M, C, H, W)
-            more = self._look(seen[1:].flatten(0, 1)).view(
-                self.test_views - 1, *logits[doubt].shape
-            )
+        logits, others = self._look(x), self.test_views - 1
+        doubt = (logits.softmax(1).amax(1) < SURE).nonzero().squeeze(1) if others else ()
+        if len(doubt):
+            seen = views.test_views(x[doubt], self.test_views)[1:]  # (V - 1, M, C, H, W)
+            more = self._look(seen.flatten(0, 1)).unflatten(0, (others, len(doubt)))
             logits[doubt] = (logits[doubt] + more.sum(0)) / self.test_views
         return logits
 

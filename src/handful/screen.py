@@ -7,11 +7,11 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from handful.wording import between, duration, percent, points
+from handful.wording import between, duration, percent, points, points_between
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -203,8 +203,8 @@ def run(summary: Mapping[str, Any], report: str) -> str:
         n, paired = summary["test_images"], summary["control_difference"]
         control = accuracy(summary["control_test_accuracy"], summary["control_interval"], n)
         rows.append(("control, no pretext task", control))
-        low, high = (points(bound, n) for bound in paired["interval"])
-        difference = f"{points(paired['difference'], n)} points  (95 % interval {low} to {high})"
+        sure = f"(95 % interval {points_between(paired['interval'], n)})"
+        difference = f"{points(paired['difference'], n)} points  {sure}"
         rows.append(("difference, paired", difference))
     return table([*rows, ("time", duration(summary["seconds"])), ("report", report)])
 
@@ -225,33 +225,29 @@ def efficiency(found: Iterable[Point]) -> str:
             (
                 f"{point.per_class:,}",
                 str(len(point.accuracies)),
-                _mean(point.accuracies, n),
+                _mean(point.accuracies, n, percent, between),
                 percent(min(point.accuracies), n),
-                _mean(point.controls, n),
-                _mean_gain(point.gains, n),
+                _mean(point.controls, n, percent, between),
+                _mean(point.gains, n, points, points_between),
             )
         )
     return table(rows)
 
 
-def _mean(accuracies: Sequence[float], images: int) -> str:
+def _mean(
+    values: Sequence[float],
+    images: int,
+    one: Callable[[float, int], str],
+    span: Callable[[Sequence[float], int], str],
+) -> str:
+    """The mean and, of several values, its interval."""
     from handful.metrics import mean_interval  # imports torch
 
-    if not accuracies:
+    if not values:
         return "–"
-    mean, _, *interval = mean_interval(accuracies)
-    sure = f" ({between(interval, images)})" if len(accuracies) > 1 else ""
-    return f"{percent(mean, images)}{sure}"
-
-
-def _mean_gain(gains: Sequence[float], images: int) -> str:
-    from handful.metrics import mean_interval
-
-    if not gains:
-        return "–"
-    mean, _, low, high = mean_interval(gains)
-    sure = f" ({points(low, images)} to {points(high, images)})" if len(gains) > 1 else ""
-    return f"{points(mean, images)}{sure}"
+    mean, _, *interval = mean_interval(values)
+    sure = f" ({span(interval, images)})" if len(values) > 1 else ""
+    return f"{one(mean, images)}{sure}"
 
 
 def evaluation(found: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Figures as people read them, the same in the terminal and in the report."""
+"""Figures as people read and write them, the same in the terminal and in the report."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ def points(difference: float, images: int | None = None) -> str:
     return f"{100 * difference:+.{_decimals(images)}f}"
 
 
+def points_between(interval: Sequence[float], images: int | None = None) -> str:
+    """+0.10 to +0.52."""
+    low, high = interval
+    return f"{points(low, images)} to {points(high, images)}"
+
+
 def _decimals(images: int | None) -> int:
     return 2 if (images or 0) >= 1000 else 1
 
@@ -34,3 +40,16 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """`5,10,20-22` as whole numbers, in that order, each once."""
+    found: dict[int, None] = {}
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not (first.isdecimal() and (last.isdecimal() or not dash)):
+            raise ValueError(f"{option} {text}: expected whole numbers, such as 5,10 or 100-104")
+        found |= dict.fromkeys(range(int(first), int(last or first) + 1))
+    if not found:
+        raise ValueError(f"{option} {text}: the range is empty, give the smaller number first")
+    return list(found)
