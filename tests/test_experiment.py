@@ -18,7 +18,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from handful import checkpoints, config, datasets, experiment, partition, report, runs, stages
+from handful import (
+    checkpoints,
+    config,
+    datasets,
+    experiment,
+    metrics,
+    networks,
+    partition,
+    report,
+    runs,
+    stages,
+)
 from handful.datasets import Dataset
 from handful.experiment import Run, embed, evaluate
 from handful.images import ImageSet, concatenate
@@ -533,7 +544,7 @@ def test_without_a_pretext_task_there_is_a_classifier_all_the_same(
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"pretext.steps": 0, "control": True}, "no control: without a pretext task"),
+        ({"pretext.steps": 0, "control": True}, "no control: without any contrast"),
         ({"data.holdout": 0.0, "control": True}, "no control: it would be compared on test images"),
         ({"data.unlabelled": True}, "--unlabelled adds nothing"),
         (
@@ -614,6 +625,22 @@ def test_the_course_tells_what_its_validation_figure_is(source: Path, tmp_path: 
     assert "did not train it" in summary["validation_of"]
     rows = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8")
     assert '"selection"' not in rows
+
+
+def test_validation_is_scored_as_the_model_answers(source: Path, tmp_path: Path) -> None:
+    """Second looks included, in the doubt that the fitted temperature leaves."""
+    with mock.patch.object(metrics, "evaluate", wraps=metrics.evaluate) as scored:
+        run = bare(source, tmp_path / "run", downstream__refit=False, test_views=4)
+    model = Predictor.load(run.path, "cpu")
+    settings = config.load(run.path / "config.toml")
+    validation = partition.partition(settings, datasets.load(settings.data)).validation
+    assert validation is not None
+    logits = model.logits(validation)
+    torch.testing.assert_close(scored.call_args_list[0].args[0], logits, rtol=1e-4, atol=1e-4)
+    looked = networks.classify(model.encoder, model.head, validation.images)
+    fitted = metrics.fit_temperature(looked, validation.labels)
+    assert model.temperature == pytest.approx(fitted, rel=1e-3)
+    assert not torch.allclose(looked / fitted, logits, atol=1e-2)  # some were looked at again
 
 
 def test_settings_may_be_given_by_name(source: Path, tmp_path: Path) -> None:
@@ -787,6 +814,26 @@ def test_the_model_that_is_kept_had_the_contrast_as_well(
         bare(idx_folder(10), tmp_path / "run", downstream__contrast=0.3)
     assert len(heads) == 3
     assert None not in heads
+
+
+def test_the_control_of_a_contrast_beside_cross_entropy_has_none(
+    idx_folder: IdxFolder, tmp_path: Path
+) -> None:
+    heads: dict[str, Any] = {}
+    real = stages.finetune
+
+    def watched(*given: Any, **options: Any) -> Any:
+        heads[options["stage"]] = options["head"]
+        return real(*given, **options)
+
+    settings = {"pretext__steps": 0, "downstream__contrast": 0.3, "control": True}
+    with mock.patch.object(stages, "finetune", watched):
+        summary = bare(idx_folder(10, 20), tmp_path / "run", **settings).summary
+    assert heads["downstream"] is not None
+    assert heads["control"] is None
+    assert summary["control_difference"] is not None
+    encoded = summary["images_through_encoder"]
+    assert encoded["control"] >= encoded["downstream"] > encoded["pretext"] == 0
 
 
 def test_a_curriculum_begins_with_the_views_of_the_pretext_task(

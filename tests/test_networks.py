@@ -57,6 +57,19 @@ def test_every_stage_has_more_channels(stages: int | None, dim: int) -> None:
     assert Encoder(1, 28, NetworkConfig(width=8, stages=stages)).dim == dim
 
 
+@pytest.mark.parametrize(
+    ("size", "dim"), [(5, 8), (7, 8), (10, 8), (11, 32), (14, 32), (22, 64), (24, 64), (28, 64)]
+)
+def test_the_border_that_is_left_out_costs_no_stage(size: int, dim: int) -> None:
+    assert Encoder(1, size, NetworkConfig(width=8)).dim == dim
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_images_smaller_than_the_first_convolution_are_refused(size: int) -> None:
+    with pytest.raises(ValueError, match=f"images of {size} pixels a side .* at least 5"):
+        Encoder(1, size, NetworkConfig(width=8))
+
+
 @pytest.mark.parametrize(("size", "stages"), [(8, 1), (10, 1), (14, 2), (28, 3), (40, 3), (80, 4)])
 def test_stages_end_at_about_seven_places(size: int, stages: int) -> None:
     assert fitting_stages(size) == stages

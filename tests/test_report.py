@@ -275,9 +275,9 @@ def test_the_headline_has_interval_control_and_difference(tmp_path: Path) -> Non
     )  # fmt: skip
     text = Page(report.build(run)).text
     assert "98.62 % 95 % interval 98.37–98.83 % 10,000 images: official test set" in text
-    assert "Control: without pretraining 98.10 % 95 % interval 97.81–98.35 %" in text
+    assert "Control: without contrast 98.10 % 95 % interval 97.81–98.35 %" in text
     assert (
-        "Pretraining helped: +0.52 percentage points against the control, image by image "
+        "Contrast helped: +0.52 percentage points against the control, image by image "
         "(95 % interval +0.31 to +0.73)." in text
     )
 
@@ -297,7 +297,7 @@ def test_the_verdict_follows_the_interval(
     difference = {"difference": sum(interval) / 2, "interval": interval}
     run = write_run(tmp_path / "run", tests=20, without=EVERY_ARRAY, control_difference=difference)
     text = Page(report.build(run)).text
-    assert [word for word in VERDICTS if f"Pretraining {word}:" in text] == [verdict]
+    assert [word for word in VERDICTS if f"Contrast {word}:" in text] == [verdict]
 
 
 def test_the_validation_figure_says_whose_it_is_and_how_little_it_says(page: Page) -> None:

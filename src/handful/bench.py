@@ -233,7 +233,7 @@ def figure(found: Sequence[Point], recipe: str, on_mnist: bool) -> bytes:
     lines = {recipe: [_mean(point.per_class, point.accuracies) for point in found]}
     if all(point.controls for point in found):
         control = [_mean(point.per_class, point.controls) for point in found]
-        lines["control, no pretext task"] = control
+        lines["control, no contrast"] = control
     runs = [(point.per_class, accuracy) for point in found for accuracy in point.accuracies]
     return plots.png(plots.labels(lines, runs, PUBLISHED if on_mnist else ()))
 

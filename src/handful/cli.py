@@ -109,7 +109,7 @@ def train(
         bool | None,
         typer.Option(
             "--control/--no-control",
-            help="Also train without the pretext task, to see what it is worth.",
+            help="Also train by cross-entropy alone, to see what the contrast is worth.",
             show_default="as the recipe says",
         ),
     ] = None,
@@ -281,7 +281,7 @@ def labels(
     ] = None,
     control: Annotated[
         bool,
-        typer.Option("--control/--no-control", help="Also train without the pretext task."),
+        typer.Option("--control/--no-control", help="Also train by cross-entropy alone."),
     ] = True,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; they share the cores.")] = 1,
     assignments: Annotated[

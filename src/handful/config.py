@@ -171,7 +171,7 @@ class RunConfig(Frozen):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the networks train in; `auto` takes bfloat16 on a GPU that has it, else float32."""
     control: bool = False
-    """Also train the same network without the pretext task, for as many images."""
+    """Also train the same network by cross-entropy alone, no contrast, for as many images."""
     tsne: bool = True
     """Draw maps of the representation before and after training."""
     test_views: Annotated[int, Field(ge=1, le=64)] = 1
@@ -190,6 +190,11 @@ class RunConfig(Frozen):
         if self.data.validation == 0 and self.downstream.steps is None:
             raise ValueError("downstream.steps must be set where data.validation is 0")
         return self
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether any stage contrasts views: what a control leaves out."""
+        return self.pretext.steps != 0 or self.downstream.contrasts
 
     def to_toml(self) -> str:
         return tomli_w.dumps(self.model_dump(exclude_none=True))

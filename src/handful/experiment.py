@@ -153,9 +153,9 @@ def _carry_out(
 
 
 def _has_control(session: Session) -> bool:
-    """Whether there is a pretext task to leave out, and images to compare on."""
+    """Whether there is a contrast to leave out, and images to compare on."""
     config, parts = session.config, session.parts
-    return config.control and bool(config.pretext.steps) and parts.test is not None
+    return config.control and config.contrasts and parts.test is not None
 
 
 def _labelled(session: Session) -> NDArray[np.uint64]:
@@ -205,8 +205,8 @@ def _without_effect(config: RunConfig, parts: Partition) -> Iterator[str]:
         yield "too few images for validation: the length of training is fixed"
     if parts.test is None:
         yield "no test images: nothing will say how accurate the classifier is"
-    if config.control and not config.pretext.steps:
-        yield "no control: without a pretext task it would be this run itself"
+    if config.control and not config.contrasts:
+        yield "no control: without any contrast it would be this run itself"
     elif config.control and parts.test is None:
         yield "no control: it would be compared on test images"
     if config.tsne and parts.test is not None and len(parts.test) < maps.FEWEST:

@@ -24,6 +24,8 @@ FLOAT32_DOWN_TO = 1 / 32
 """exp(1 / temperature), summed over a large batch, stays far inside float32 down to here."""
 TILE_CPU, TILE_GPU = 512, 8192
 """Rows and columns of a tile: on a CPU it should stay in the cache, a GPU wants much at once."""
+LARGEST_KEPT = 2048
+"""Rows and columns of the largest tile that waits for the backward pass: 16 MB."""
 
 
 def nt_xent(
@@ -235,7 +237,8 @@ class _Pairs:
         self.dtype = _working_type(z_a, temperature)
         self.size = TILE_CPU if z_a.device.type == "cpu" else TILE_GPU
         # a small batch is one tile: many small operations would take longer than its products
-        parts = [torch.cat([z_a, z_b])] if 2 * len(z_a) <= self.size else [z_a, z_b]
+        joint = 2 * len(z_a) <= min(self.size, LARGEST_KEPT)
+        parts = [torch.cat([z_a, z_b])] if joint else [z_a, z_b]
         self.tiles = _tiles(parts if others is None else [*parts, others], self.size)
         self.views = self.tiles[-1].at.stop
 

@@ -69,9 +69,11 @@ class Encoder(nn.Module):
         while size > LARGEST_MAP:
             layers.append(_convolution(inputs, width, stride=2))
             inputs, size = width, (size + 1) // 2
+        stages = config.stages or fitting_stages(size)
         kernel, padding = (5, 0) if size == given else (3, 1)
         size -= kernel - 1 - 2 * padding
-        stages = config.stages or fitting_stages(size)
+        if size < 1:
+            raise ValueError(f"images of {given} pixels a side are too small: at least {kernel}")
         if size >> (stages - 1) == 0:
             most = size.bit_length()
             raise ValueError(
@@ -111,7 +113,10 @@ def channels_last(weights: Tensor) -> Tensor:
 
 
 def fitting_stages(size: int) -> int:
-    """Stages after which about 7 × 7 of size × size places are left: 3 of 24."""
+    """Stages after which about 7 × 7 of size × size places are left: 3 of 28.
+
+    Of small images the border that the first convolution leaves out is among those places.
+    """
     stages = 1
     while size > 10 and stages < 4:
         size, stages = size // 2, stages + 1

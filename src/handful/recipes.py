@@ -159,10 +159,10 @@ def compose(
     given = dict(map(assignment, assignments))
     changes = {**laid, "data.source": source, **options, **given}
     config = base.updated(changes)
-    if options.get("control") and config.pretext.steps == 0:
+    if options.get("control") and not config.contrasts:
         raise ValueError(
-            "--control is the run without its pretext task, which pretext.steps = 0 leaves out "
-            "already: drop one of them"
+            "--control is the run without its contrast, of which pretext.steps = 0 leaves nothing: "
+            "drop one of them"
         )
     return config, frozenset(flat(changes))
 

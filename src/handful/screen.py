@@ -202,7 +202,7 @@ def run(summary: Mapping[str, Any], report: str) -> str:
     if summary["control_test_accuracy"] is not None:
         n, paired = summary["test_images"], summary["control_difference"]
         control = accuracy(summary["control_test_accuracy"], summary["control_interval"], n)
-        rows.append(("control, no pretext task", control))
+        rows.append(("control, no contrast", control))
         sure = f"(95 % interval {points_between(paired['interval'], n)})"
         difference = f"{points(paired['difference'], n)} points  {sure}"
         rows.append(("difference, paired", difference))

@@ -168,10 +168,11 @@ def _fitted(
     trained = Trained(encoder, classifier, 1.0, None, length.step, length.encoded)
     if validation is None:
         return trained
-    logits = predictor_of(session, trained).logits(validation)
-    temperature = metrics.fit_temperature(logits, validation.labels)
-    scored = metrics.evaluate(logits / temperature, validation.labels)
-    return trained._replace(temperature=temperature, validation=scored)
+    # of one look: which images get further ones depends on the temperature
+    looked = networks.classify(encoder, classifier, validation.images).cpu()
+    calibrated = trained._replace(temperature=metrics.fit_temperature(looked, validation.labels))
+    logits = predictor_of(session, calibrated).logits(validation)
+    return calibrated._replace(validation=metrics.evaluate(logits, validation.labels))
 
 
 def predictor_of(session: Session, trained: Trained) -> Predictor:
@@ -220,9 +221,9 @@ def score(
 
 
 def control(session: Session, untrained: Encoder, encoded: int, right: Tensor) -> dict[str, Any]:
-    """The same network, first weights and labels without the pretext task, trained as a classifier.
+    """The same network, first weights and labels, trained by cross-entropy alone.
 
-    Its length is fixed so that as many images pass its encoder as passed ours in all stages, on a
+    No pretext task, and no contrast beside cross-entropy where the run has one. Its length is fixed so that as many images pass its encoder as passed ours in all stages, on a
     schedule that ends there: nothing that it could have learned is cut off.
     encoded: how many those were. right: bool (T,), our answers.
     """
