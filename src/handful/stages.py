@@ -223,8 +223,9 @@ def score(
 def control(session: Session, untrained: Encoder, encoded: int, right: Tensor) -> dict[str, Any]:
     """The same network, first weights and labels, trained by cross-entropy alone.
 
-    No pretext task, and no contrast beside cross-entropy where the run has one. Its length is fixed so that as many images pass its encoder as passed ours in all stages, on a
-    schedule that ends there: nothing that it could have learned is cut off.
+    No pretext task, and no contrast beside cross-entropy where the run has one. Its length is fixed
+    so that as many images pass its encoder as passed ours in all stages, on a schedule that ends
+    there: nothing that it could have learned is cut off.
     encoded: how many those were. right: bool (T,), our answers.
     """
     config, parts = session.config.downstream, session.parts
