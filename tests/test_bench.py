@@ -15,6 +15,7 @@ from PIL import Image
 
 from handful import bench, cli
 from handful.bench import Cell, Point, Row
+from handful.config import DataConfig
 
 CELLS = [Cell(5, 100), Cell(5, 101), Cell(10, 100), Cell(10, 101)]
 
@@ -49,6 +50,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     monkeypatch.setattr(bench, "apart", apart)
     monkeypatch.setattr(bench, "commit", lambda: "abc1234")
+    monkeypatch.setattr(bench, "_content", lambda data: "0123456789ab")
     return asked
 
 
@@ -79,16 +81,21 @@ def test_a_row_says_what_made_it(tmp_path: Path, runs: list[list[str]]) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"assignments": ["pretext.steps=3"]}, {"control": False}, {"commit": "def5678"}]
+    "change",
+    [
+        {"assignments": ["pretext.steps=3"]},
+        {"control": False},
+        {"commit": "def5678"},
+        {"_content": "ba9876543210"},
+    ],
 )
 def test_a_row_of_something_else_does_not_count(
     tmp_path: Path, runs: list[list[str]], monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
     path = tmp_path / "rows.jsonl"
     before = measured(path, CELLS[:1])
-    if "commit" in change:
-        commit = change.pop("commit")
-        monkeypatch.setattr(bench, "commit", lambda: commit)
+    for name in {"commit", "_content"} & change.keys():
+        monkeypatch.setattr(bench, name, lambda *_, found=change.pop(name): found)
     assert measured(path, CELLS[:1], **change) != before
     assert len(runs) == 2
     assert measured(path, CELLS[:1], **change)
@@ -104,11 +111,49 @@ def test_code_that_is_not_committed_is_run_each_time(
     assert len(runs) == 4
 
 
+def test_code_that_changes_meanwhile_leaves_rows_without_a_name(
+    tmp_path: Path, runs: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits = iter(["abc1234", "abc1234", "def5678"])
+    monkeypatch.setattr(bench, "commit", lambda: next(commits))
+    rows = measured(tmp_path / "rows.jsonl", CELLS[:2])
+    assert [row["commit"] for row in rows] == ["abc1234", bench.UNCOMMITTED]
+
+
+@pytest.mark.parametrize("setting", ["data.draw=3", "data.per_class=4", "seed=1", "data.source=x"])
+def test_what_tells_runs_apart_is_not_set_for_all(
+    tmp_path: Path, runs: list[list[str]], setting: str
+) -> None:
+    with pytest.raises(ValueError, match=r"`bench labels` takes that from (--|SOURCE)"):
+        measured(tmp_path / "rows.jsonl", assignments=[setting])
+    assert runs == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [([], "--control"), (["pretext.steps=0"], "--no-control"),
+     (["pretext.steps=0", "downstream.contrast=0.3"], "--control")],
+)  # fmt: skip
+def test_a_control_runs_where_there_is_a_contrast_to_leave_out(
+    tmp_path: Path, runs: list[list[str]], settings: list[str], word: str
+) -> None:
+    measured(tmp_path / "rows.jsonl", CELLS[:1], assignments=settings)
+    assert word in runs[0]
+
+
+def test_rows_are_of_what_a_source_holds(idx_folder: Callable[[int, int], Path]) -> None:
+    one, other, fewer = idx_folder(4, 5), idx_folder(4, 5), idx_folder(3, 5)
+    found = [bench._content(DataConfig(source=str(source))) for source in (one, other, fewer)]
+    assert found[0] == found[1] != found[2]
+
+
 def test_the_control_and_settings_reach_the_run(tmp_path: Path, runs: list[list[str]]) -> None:
-    measured(tmp_path / "rows.jsonl", [Cell(7, 3, 1)], control=False, assignments=["tsne=false"])
+    measured(
+        tmp_path / "rows.jsonl", [Cell(7, 3, 1)], control=False, assignments=["pretext.steps=3"]
+    )
     assert runs == [
         ["--per-class=7", "--draw=3", "--seed=1", "--recipe=fast", "--no-control",
-         "--set=tsne=false"]
+         "--set=tsne=false", "--set=pretext.steps=3"]
     ]  # fmt: skip
 
 
@@ -200,6 +245,7 @@ def test_the_commit_is_that_of_the_package(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert bench.commit() is None
     git("init")
+    assert bench.commit() is None  # nothing of the package is in it
     git("add", ".")
     git("commit", "-m", "first")
     first = git("log", "-1", "--format=%h")
@@ -244,6 +290,23 @@ def test_a_run_without_a_control_leaves_a_row(
     assert cli.main(words) == 0
     (row,) = bench.read(tmp_path / "rows.jsonl")
     assert row["control_test_accuracy"] is row["control_difference"] is None
+
+
+def test_a_run_that_breaks_is_not_taken_for_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(words: Sequence[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(words, -9, "", "Traceback\nZeroDivisionError")
+
+    monkeypatch.setattr(bench.subprocess, "run", broken)
+    with pytest.raises(RuntimeError, match=r"ended with -9:\nTraceback\nZeroDivisionError"):
+        bench.apart("photos", [])
+
+
+def test_figures_of_others_stand_beside_the_same_labels_and_images_alone(
+    idx_folder: Callable[[int, int], Path],
+) -> None:
+    assert bench.comparable("mnist50")
+    assert not bench.comparable("mnist50", ["data.unlabelled=true"])
+    assert not bench.comparable(str(idx_folder(3, 5)))
 
 
 def test_a_run_that_cannot_be_is_one_line(

@@ -16,7 +16,7 @@ from handful import datasets
 from handful.config import RunConfig
 from handful.datasets import Dataset
 from handful.images import ImageSet
-from handful.partition import HELD_OUT, Partition, partition
+from handful.partition import HELD_OUT, NOT_DRAWN, Partition, partition
 from handful.pictures import Preparation
 
 NAMES = ("a", "b", "c")
@@ -123,10 +123,10 @@ def test_copies_train_and_originals_judge(case: dict[str, Any]) -> None:
 
 @given(cases)
 def test_what_is_refitted_and_kept_is_all_there_is(case: dict[str, Any]) -> None:
-    parts, config, source = divided(case)
+    parts, config, _ = divided(case)
     judged = seen(parts.validation) if config.downstream.refit else set()
     assert seen(parts.final) == seen(parts.fit) | judged
-    held_out = seen(parts.test) if source.test is None else set()
+    held_out = seen(parts.test) if parts.test_of == HELD_OUT else set()
     assert seen(parts.everything) == seen(parts.final) | held_out
 
 
@@ -149,9 +149,9 @@ def test_the_pool_is_what_was_not_drawn(case: dict[str, Any]) -> None:
 
 @given(cases)
 def test_counts_are_of_originals(case: dict[str, Any]) -> None:
-    parts, config, source = divided(case)
+    parts, config, _ = divided(case)
     assert parts.labelled == len(seen(parts.fit) | seen(parts.validation))
-    if config.data.per_class and (source.test is not None or not config.data.holdout):
+    if config.data.per_class and parts.test_of != HELD_OUT:
         assert parts.labelled == 3 * config.data.per_class
 
 
@@ -289,3 +289,36 @@ def test_copies_of_photographs_have_no_black_corners() -> None:
     ]
     assert int(darkest[0].min()) == 0
     assert int(darkest[1].min()) > 0
+
+
+def test_labels_that_were_not_drawn_test() -> None:
+    """More of them than a part of the drawn ones would be, and none of these is lost."""
+    parts = partition(configured(data__per_class=2), dataset([0, 1, 2, -1] * 6))
+    assert parts.test_of == NOT_DRAWN
+    assert parts.labelled == 6
+    assert parts.test is not None
+    assert torch.bincount(parts.test.labels).tolist() == [4, 4, 4]
+    assert not seen(parts.test) & seen(parts.everything)
+    assert not seen(parts.test) & seen(parts.pretext)
+
+
+@pytest.mark.parametrize(
+    ("settings", "labels"),
+    [
+        ({"data__per_class": 2, "data__unlabelled": True}, [0, 1, 2] * 6),
+        ({"data__per_class": 2}, [0, 1] * 6 + [2, 2]),
+        ({}, [0, 1, 2] * 6),
+    ],
+)
+def test_labels_that_are_used_or_lack_a_class_do_not(
+    settings: dict[str, Any], labels: list[int]
+) -> None:
+    assert partition(configured(**settings), dataset(labels)).test_of == HELD_OUT
+
+
+def test_a_copy_of_a_drawn_image_does_not_test() -> None:
+    source = dataset([0, 1, 2] * 6)
+    train = replace(source.train, sources=source.train.sources % 9)
+    parts = partition(configured(data__per_class=2), replace(source, train=train))
+    assert parts.test is not None
+    assert not set(parts.test.sources.tolist()) & set(parts.final.sources.tolist())

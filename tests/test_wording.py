@@ -16,6 +16,7 @@ def test_a_share_has_the_decimals_that_its_images_carry(images: int | None, show
 def test_intervals_and_differences_have_as_many() -> None:
     assert between([0.98371, 0.98829], 10_000) == "98.37–98.83 %"
     assert between([0.9, 1], 60) == "90.0–100.0 %"
+    assert between([-0.02, 1.1], 60) == "0.0–100.0 %"
     assert points(0.0052, 10_000) == "+0.52"
     assert points(-0.05) == "-5.0"
 

@@ -17,7 +17,11 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from handful import __version__, plots
+import torch
+from numpy.typing import NDArray
+
+from handful import __version__, datasets, plots
+from handful.config import DataConfig, assignment
 from handful.metrics import mean_interval
 from handful.recipes import compose
 from handful.runs import RunFolder
@@ -32,6 +36,14 @@ KEPT = (
 )  # fmt: skip
 """What a row takes from the summary of its run."""
 UNCOMMITTED = "uncommitted"
+ELSEWHERE = {
+    "data.source": "SOURCE",
+    "data.per_class": "--per-class",
+    "data.draw": "--draws",
+    "seed": "--seeds",
+    "recipe": "--recipe",
+}
+"""Settings that tell one run from another: not to be set for all."""
 PUBLISHED = (
     (30, 0.9629, "harmonic net 2019"),
     (100, 0.9816, "harmonic net"),
@@ -63,36 +75,72 @@ def labels(
     cells: Sequence[Cell],
     path: Path,
     *,
-    control: bool = True,
+    control: bool | None = None,
     assignments: Sequence[str] = (),
     jobs: int = 1,
     on_row: Callable[[Cell, Row], None] | None = None,
 ) -> list[Row]:
     """A row for each cell: those that the file `path` holds, and runs for the others.
 
-    A row of another commit, version or setting does not count. What of the package is not committed
-    has no name: its rows are kept and never taken for another's.
+    A row of other images, another commit, version or setting does not count. What of the package is
+    not committed, or changed while the run went on, has no name: its rows are kept and never taken
+    for another's.
+    control: also train by cross-entropy alone; None does where the recipe contrasts.
     jobs: runs at a time, each with its share of the cores. on_row: called with each new row.
     Raises ValueError with the cell and the run's own message where one fails; rows stay.
     """
-    setting, _ = compose("", recipe, None, {"control": control}, assignments)
+    _check(assignments)
+    setting, _ = compose(source, recipe, None, {}, assignments)
+    control = setting.contrasts if control is None else control
+    setting, _ = compose(source, recipe, None, {"control": control}, assignments)
+    made_of = origin()
     made_by = {
         "source": source,
-        "asked": hashlib.sha256(setting.to_toml().encode()).hexdigest()[:12],
-        **origin(),
+        "data": _content(setting.data),
+        "asked": _digest(setting.to_toml().encode()),
+        **made_of,
     }
     held = {} if made_by["commit"] == UNCOMMITTED else _held(read(path), made_by)
     options = [f"--recipe={setting.recipe}", "--control" if control else "--no-control"]
-    options += [f"--set={one}" for one in assignments]
+    # nobody sees the maps; what somebody sets comes later and counts
+    options += [f"--set={one}" for one in ("tsne=false", *assignments)]
     missing = [cell for cell in cells if cell not in held]
     for cell, summary in _each(source, missing, options, jobs):
         if summary["test_accuracy"] is None:
             raise ValueError(f"{source} leaves no test images to measure on: give it more labels")
         held[cell] = {name: summary[name] for name in KEPT} | made_by
+        if origin() != made_of:
+            held[cell]["commit"] = UNCOMMITTED
         append(path, held[cell])
         if on_row:
             on_row(cell, held[cell])
     return [held[cell] for cell in cells]
+
+
+def _check(assignments: Sequence[str]) -> None:
+    for key, _ in map(assignment, assignments):
+        if key in ELSEWHERE:
+            raise ValueError(f"--set {key}: `bench labels` takes that from {ELSEWHERE[key]}")
+
+
+def _content(data: DataConfig) -> str:
+    """Names the images and labels that a source holds now."""
+    found = datasets.load(data)
+    parts = [found.train] if found.test is None else [found.train, found.test]
+    return _digest(*(b for part in parts for b in (part.fingerprints(), part.labels.numpy())))
+
+
+def _digest(*parts: bytes | NDArray[Any]) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()[:12]
+
+
+def comparable(source: str, assignments: Sequence[str] = ()) -> bool:
+    """Whether `PUBLISHED` was measured with the same kind of labels on the same test images."""
+    data = compose(source, None, None, {}, assignments)[0].data
+    return not (data.dev or data.unlabelled) and datasets.scores_on_mnist(source)
 
 
 def origin() -> Row:
@@ -103,10 +151,12 @@ def origin() -> Row:
 def commit() -> str | None:
     """The last commit that touched the package; UNCOMMITTED where it has changed since.
 
-    None where the package lies in no repository.
+    None where no repository keeps the package: a virtual environment may lie inside one.
     """
     package = Path(__file__).parent
     try:
+        if not _git(package, "ls-files", "--", "."):
+            return None
         if _git(package, "status", "--porcelain", "--", "."):
             return UNCOMMITTED
         return _git(package, "log", "-1", "--format=%h", "--", ".") or None
@@ -157,7 +207,7 @@ def _each(
 
     After one that fails none is begun; those under way still come, and then its error.
     """
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, torch.get_num_threads() // jobs) if jobs > 1 else None
     failure: ValueError | None = None
     pool = ThreadPoolExecutor(jobs)
     try:
@@ -183,7 +233,8 @@ def apart(source: str, options: Sequence[str], threads: int | None = None) -> Ro
     """The summary of a run in a process of its own, whose folder goes with it.
 
     options: more words for `handful train`. threads: of the processor; None leaves that open.
-    Raises ValueError with the run's own message where it fails.
+    Raises ValueError with the run's own message where it is refused, RuntimeError with all that it
+    said where it breaks.
     """
     limit: Mapping[str, str] = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryDirectory() as folder:
@@ -192,9 +243,10 @@ def apart(source: str, options: Sequence[str], threads: int | None = None) -> Ro
         done = subprocess.run(
             [*words, *options], env={**os.environ, **limit}, capture_output=True, text=True
         )
+        if done.returncode == 2:
+            raise ValueError(done.stderr.strip().splitlines()[-1].removeprefix("handful: "))
         if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["it failed without a message"])[-1]
-            raise ValueError(last.removeprefix("handful: "))
+            raise RuntimeError(f"a run ended with {done.returncode}:\n{done.stderr.strip()}")
         return RunFolder(out).summary()
 
 
@@ -240,4 +292,4 @@ def figure(found: Sequence[Point], recipe: str, on_mnist: bool) -> bytes:
 
 def _mean(per_class: int, accuracies: list[float]) -> tuple[int, float, tuple[float, float] | None]:
     mean, _, low, high = mean_interval(accuracies)
-    return per_class, mean, None if math.isnan(low) else (low, high)
+    return per_class, mean, None if math.isnan(low) else (max(low, 0.0), min(high, 1.0))

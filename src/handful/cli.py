@@ -280,9 +280,13 @@ def labels(
         typer.Option(help="Folder of rows and figure. Default: runs/SOURCE-RECIPE-labels."),
     ] = None,
     control: Annotated[
-        bool,
-        typer.Option("--control/--no-control", help="Also train by cross-entropy alone."),
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--control/--no-control",
+            help="Also train by cross-entropy alone.",
+            show_default="where the recipe contrasts",
+        ),
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; they share the cores.")] = 1,
     assignments: Annotated[
         list[str] | None,
@@ -303,9 +307,9 @@ def labels(
 
     settings = recipe_for(source, recipe)
     place = out or default_out(settings).with_name(f"{default_out(settings).name}-labels")
-    from handful import bench, datasets
+    from handful import bench
 
-    on_mnist = datasets.scores_on_mnist(source)
+    on_mnist = bench.comparable(source, assignments or [])
     rows = bench.labels(
         source,
         settings.recipe,

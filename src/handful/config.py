@@ -38,7 +38,7 @@ class DataConfig(Frozen):
     dev: bool = False
     """Draw from training images 0-49,999, score on 50,000-59,999, leave the test file shut."""
     holdout: Fraction = 0.2
-    """Share of the labelled sources held out as a test split where the source has none."""
+    """Share of the labelled sources held out as a test split where nothing else can be one."""
     validation: Fraction = 0.2
     """Share of the labelled sources that chooses the length of training; 0 fixes the length."""
     split_seed: Annotated[int, Field(ge=0)] = 0

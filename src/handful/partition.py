@@ -17,6 +17,7 @@ from handful.images import ImageSet, concatenate
 from handful.splits import draw, split
 from handful.views import EXPANSION, expand
 
+NOT_DRAWN = "labelled images that were not drawn"
 HELD_OUT = "labelled images held out; the model that is kept was then trained on these as well"
 
 
@@ -56,7 +57,8 @@ def partition(config: RunConfig, dataset: Dataset) -> Partition:
     labelled = images.select(drawn)
     generator = devices.generator(data.split_seed, "split")
     kept, held_out = labelled, None
-    if dataset.test is None and data.holdout:
+    left_over = _left_over(config, dataset, labelled)
+    if dataset.test is None and left_over is None and data.holdout:
         kept, held_out = _split(labelled, data.holdout, generator)
     fit, validation = kept, None
     if data.validation:
@@ -81,14 +83,20 @@ def partition(config: RunConfig, dataset: Dataset) -> Partition:
     everything = final
     if held_out is not None:
         everything = concatenate([final, expanded(held_out)])
+    if dataset.test is not None:
+        test, test_of = dataset.test.labelled(), dataset.test_of
+    elif left_over is not None:
+        test, test_of = left_over, NOT_DRAWN
+    else:
+        test, test_of = held_out, HELD_OUT if held_out is not None else ""
     return Partition(
         fit=fit,
         validation=validation,
         final=final,
         pretext=concatenate([seen, pool]) if len(pool) else seen,
         everything=everything,
-        test=held_out if dataset.test is None else dataset.test.labelled(),
-        test_of=dataset.test_of if held_out is None else HELD_OUT,
+        test=test,
+        test_of=test_of,
         labelled=len(kept),
         unlabelled=len(pool),
     )
@@ -100,6 +108,20 @@ def _split(
     """What stays and what is held out: None where every class has one source, which it keeps."""
     keep, held = split(images.labels, images.sources, share, generator)
     return images.select(keep), images.select(held) if len(held) else None
+
+
+def _left_over(config: RunConfig, dataset: Dataset, labelled: ImageSet) -> ImageSet | None:
+    """Labelled images that nobody drew, where no others can test and all classes have some.
+
+    None also where they join the pretext task, or where no test is wanted.
+    """
+    data = config.data
+    if dataset.test is not None or not data.per_class or not data.holdout or data.unlabelled:
+        return None
+    drawn = torch.isin(dataset.train.sources, labelled.sources)
+    rest = dataset.train.select((~drawn).nonzero().squeeze(1)).labelled()
+    classes = len(dataset.train.class_names)
+    return rest if len(rest.labels.unique()) == classes else None
 
 
 def _pool(config: RunConfig, images: ImageSet, drawn: Tensor) -> ImageSet:

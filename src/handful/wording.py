@@ -11,8 +11,8 @@ def percent(share: float, images: int | None = None) -> str:
 
 
 def between(interval: Sequence[float], images: int | None = None) -> str:
-    """98.37-98.83 %, with an en dash."""
-    low, high = interval
+    """98.37-98.83 %, with an en dash; bounds beyond 0 and 100 %, as Student's may be, end there."""
+    low, high = (min(max(bound, 0.0), 1.0) for bound in interval)
     return f"{percent(low, images).removesuffix(' %')}–{percent(high, images)}"
 
 
