@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from numpy.typing import NDArray
 
 from handful import __version__, datasets, plots
 from handful.config import DataConfig, assignment
@@ -127,14 +126,12 @@ def _content(data: DataConfig) -> str:
     """Names the images and labels that a source holds now."""
     found = datasets.load(data)
     parts = [found.train] if found.test is None else [found.train, found.test]
-    return _digest(*(b for part in parts for b in (part.fingerprints(), part.labels.numpy())))
+    held = [array for part in parts for array in (part.fingerprints(), part.labels.numpy())]
+    return _digest(b"".join(array.tobytes() for array in held))
 
 
-def _digest(*parts: bytes | NDArray[Any]) -> str:
-    found = hashlib.sha256()
-    for part in parts:
-        found.update(part)
-    return found.hexdigest()[:12]
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def comparable(source: str, assignments: Sequence[str] = ()) -> bool:

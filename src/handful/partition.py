@@ -83,12 +83,11 @@ def partition(config: RunConfig, dataset: Dataset) -> Partition:
     everything = final
     if held_out is not None:
         everything = concatenate([final, expanded(held_out)])
+    test, test_of = held_out, HELD_OUT if held_out is not None else ""
     if dataset.test is not None:
         test, test_of = dataset.test.labelled(), dataset.test_of
     elif left_over is not None:
         test, test_of = left_over, NOT_DRAWN
-    else:
-        test, test_of = held_out, HELD_OUT if held_out is not None else ""
     return Partition(
         fit=fit,
         validation=validation,
