@@ -17,6 +17,7 @@ from PIL import Image
 from handful import bench, cli
 from handful.bench import Cell, Point, Row
 from handful.config import DataConfig
+from handful.forecast import Forecast
 
 CELLS = [Cell(5, 100), Cell(5, 101), Cell(10, 100), Cell(10, 101)]
 
@@ -218,8 +219,11 @@ def test_the_figure_is_a_picture(controls: list[float]) -> None:
     points = [
         Point(n, 1000, [1 - 1 / n, 1 - 2 / n], controls, [0.0] * len(controls)) for n in (5, 50)
     ]
-    for on_mnist in (False, True):
-        picture = Image.open(io.BytesIO(bench.figure(points, "best", on_mnist)))
+    expected = Forecast(100, 0.98, 0.97, 0.985)
+    for on_mnist, ahead in ((False, None), (True, None), (False, expected)):
+        picture = Image.open(
+            io.BytesIO(bench.figure(points, "best", on_mnist=on_mnist, ahead=ahead))
+        )
         assert picture.format == "PNG"
 
 
@@ -291,6 +295,35 @@ def test_a_run_without_a_control_leaves_a_row(
     assert cli.main(words) == 0
     (row,) = bench.read(tmp_path / "rows.jsonl")
     assert row["control_test_accuracy"] is row["control_difference"] is None
+
+
+def test_a_curve_is_learned_from_parts_of_the_smallest_class(
+    idx_folder: Callable[[int, int], Path],
+) -> None:
+    assert bench.curve(str(idx_folder(19, 5))) == ([2, 4, 9], 19)
+    source = str(idx_folder(7, 5))
+    with pytest.raises(ValueError, match=rf"a class of {source} has 7 labelled images.* takes 8"):
+        bench.curve(source)
+
+
+def test_learn_curve_says_what_twice_the_labels_would_give(
+    idx_folder: Callable[[int, int], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    runs: list[list[str]],
+) -> None:
+    words = ["learn-curve", str(idx_folder(8, 0)), "--recipe=fast", f"--out={tmp_path}"]
+    assert cli.main([*words, "--draws=0-1"]) == 0
+    shown = capsys.readouterr()
+    assert "with 16 labels a class, twice what there is, expect " in shown.out
+    assert "(80 % interval of one run)" in shown.out
+    assert [run[0] for run in runs] == [f"--per-class={n}" for n in (1, 1, 2, 2, 4, 4)]
+    assert all("--no-control" in run for run in runs)
+    with Image.open(tmp_path / "labels.png") as picture:
+        assert picture.format == "PNG"
+    assert cli.main([*words, "--draws=0-1", "--per-class=1,4", "--at=9"]) == 0
+    assert "with 9 labels a class expect " in capsys.readouterr().out
+    assert len(runs) == 6
 
 
 def test_a_run_that_breaks_is_not_taken_for_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:

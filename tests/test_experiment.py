@@ -277,6 +277,26 @@ def test_the_length_that_validation_chose_is_the_length_of_the_refit(whole: Whol
     assert "chose the length" in whole.summary["validation_of"]
 
 
+@pytest.mark.parametrize("test", [20, 0])
+def test_the_schedule_ends_where_validation_was_best(
+    idx_folder: IdxFolder, tmp_path: Path, test: int
+) -> None:
+    """In the refit, and in the model that is kept where the test images were held out."""
+    lengths: dict[str, Any] = {}
+    real = stages.finetune
+
+    def watched(*given: Any, **options: Any) -> Any:
+        lengths[options["stage"]] = given[3].steps
+        length = real(*given, **options)
+        return length._replace(step=4) if options["stage"] == "selection" else length
+
+    with mock.patch.object(stages, "finetune", watched):
+        summary = bare(idx_folder(10, test), tmp_path / "run").summary
+    kept = {} if test else {"keeping": 4}
+    assert lengths == {"selection": 6, "downstream": 4} | kept
+    assert summary["selected_step"] == 4
+
+
 def test_the_control_is_there_and_had_as_many_images(whole: Whole) -> None:
     summary = whole.summary
     assert summary["images_through_encoder"]["pretext"] == 4 * 2 * 25  # 100 images, four batches

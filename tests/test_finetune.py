@@ -258,29 +258,6 @@ def test_validation_images_train_nothing(few: ImageSet, misleading: ImageSet) ->
     assert [row["loss"] for row in watched.rows] == [row["loss"] for row in alone.rows]
 
 
-def test_a_chosen_length_is_a_part_of_the_same_course(few: ImageSet) -> None:
-    """The rate at the end is where the whole course has it then, not back at zero."""
-    whole = Trained(few, changed(steps=20))
-    part = Trained(few, changed(steps=20), stop_at=8)
-    assert part.length == Length(step=8, encoded=8 * 40)
-    for key in ("step", "steps", "learning_rate", "loss"):
-        assert [row[key] for row in part.rows] == [row[key] for row in whole.rows[:8]]
-    assert part.rows[-1]["learning_rate"] > 0.5 * 3e-3
-
-
-def test_no_length_is_longer_than_its_course(few: ImageSet) -> None:
-    assert Trained(few, stop_at=99).length.step == 6
-
-
-def test_the_chosen_step_gives_the_chosen_weights_again(
-    few: ImageSet, misleading: ImageSet
-) -> None:
-    config = changed(steps=40, checks=20, patience=5, batch_size=20)
-    chosen = Trained(few, config, validation=misleading)
-    again = Trained(few, config, stop_at=chosen.length.step)
-    torch.testing.assert_close(again.weights, chosen.weights)
-
-
 @pytest.mark.parametrize("n", [1, 2, 3, 39, 40])
 @pytest.mark.parametrize("batch_size", [1, 2, 13, 4096])
 def test_any_number_of_images_fits_any_batch(few: ImageSet, n: int, batch_size: int) -> None:

@@ -21,6 +21,7 @@ import torch
 
 from handful import __version__, datasets, plots
 from handful.config import DataConfig, assignment
+from handful.forecast import Forecast, forecast
 from handful.metrics import mean_interval
 from handful.recipes import compose
 from handful.runs import RunFolder
@@ -35,6 +36,8 @@ KEPT = (
 )  # fmt: skip
 """What a row takes from the summary of its run."""
 UNCOMMITTED = "uncommitted"
+FEWEST = 8
+"""Labelled images a class below which an eighth of them is none."""
 ELSEWHERE = {
     "data.source": "SOURCE",
     "data.per_class": "--per-class",
@@ -247,12 +250,27 @@ def apart(source: str, options: Sequence[str], threads: int | None = None) -> Ro
         return RunFolder(out).summary()
 
 
+def curve(source: str, assignments: Sequence[str] = ()) -> tuple[list[int], int]:
+    """What to learn a curve from: numbers of labels per class, and how many there are.
+
+    An eighth, a quarter and a half of what the class with the fewest has: what is left over tests
+    where nothing else does. Raises ValueError where that is too little.
+    """
+    images = datasets.load(compose(source, None, None, {}, assignments)[0].data).train.labelled()
+    most = int(images.class_counts.min())
+    if most < FEWEST:
+        raise ValueError(
+            f"a class of {source} has {most} labelled images: a learning curve takes {FEWEST}"
+        )
+    return sorted(most // part for part in (8, 4, 2)), most
+
+
 class Point(NamedTuple):
     """All rows of one number of labels: shares of one, in the order of the rows."""
 
     per_class: int
     images: int
-    """Test images of a run."""
+    """Test images of a run; of the smallest where runs left different ones over."""
     accuracies: list[float]
     controls: list[float]
     """Empty where no control was run, as are the gains over it."""
@@ -268,7 +286,7 @@ def points(rows: Sequence[Row]) -> list[Point]:
         found.append(
             Point(
                 per_class,
-                some[0]["test_images"],
+                min(row["test_images"] for row in some),
                 [row["test_accuracy"] for row in some],
                 [row["control_test_accuracy"] for row in compared],
                 [row["control_difference"]["difference"] for row in compared],
@@ -277,12 +295,35 @@ def points(rows: Sequence[Row]) -> list[Point]:
     return found
 
 
-def figure(found: Sequence[Point], recipe: str, on_mnist: bool) -> bytes:
-    """PNG of accuracy against labels, beside other people's figures where `on_mnist`."""
+def expected(rows: Sequence[Row], at: int) -> Forecast:
+    """What one more run, of `at` labels per class, should give. Raises ValueError as `forecast`."""
+    return forecast(
+        [row["per_class"] for row in rows],
+        [row["test_accuracy"] for row in rows],
+        [row["test_images"] for row in rows],
+        at,
+    )
+
+
+def figure(
+    found: Sequence[Point],
+    recipe: str,
+    *,
+    on_mnist: bool = False,
+    ahead: Forecast | None = None,
+) -> bytes:
+    """PNG of accuracy against labels, beside other people's figures where `on_mnist`.
+
+    ahead: what is expected beyond them.
+    """
     lines = {recipe: [_mean(point.per_class, point.accuracies) for point in found]}
     if all(point.controls for point in found):
         control = [_mean(point.per_class, point.controls) for point in found]
         lines["control, no contrast"] = control
+    if ahead:
+        last, mean, _ = lines[recipe][-1]
+        there = (ahead.per_class, ahead.accuracy, (ahead.low, ahead.high))
+        lines["expected, 80 % interval"] = [(last, mean, None), there]
     runs = [(point.per_class, accuracy) for point in found for accuracy in point.accuracies]
     return plots.png(plots.labels(lines, runs, PUBLISHED if on_mnist else ()))
 

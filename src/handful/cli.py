@@ -19,6 +19,7 @@ from handful import screen
 from handful.wording import numbers
 
 if TYPE_CHECKING:
+    from handful.bench import Row
     from handful.config import RunConfig
     from handful.predictor import Answer
 
@@ -44,6 +45,19 @@ Source = Annotated[
         metavar="SOURCE",
         help="`mnist50`, a directory of idx files, or a folder with one folder of images a class.",
     ),
+]
+Draws = Annotated[str, typer.Option(metavar="NUMBERS", help="Which images those are, a run each.")]
+AnyRecipe = Annotated[
+    str | None, typer.Option("--recipe", help="See `handful recipes`.", show_default="as in train")
+]
+RowsOut = Annotated[
+    Path | None,
+    typer.Option("--out", help="Folder of rows and figure. Default: runs/SOURCE-RECIPE-labels."),
+]
+Jobs = Annotated[int, typer.Option(min=1, help="Runs at a time; they share the cores.")]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any one setting. May be repeated."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 
@@ -119,10 +133,7 @@ def train(
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", show_default="auto")
     ] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any one setting. May be repeated."),
-    ] = None,
+    assignments: Assignments = None,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -268,17 +279,10 @@ def labels(
     per_class: Annotated[
         str, typer.Option(metavar="NUMBERS", help="Labelled images per class: 5,10,20-22.")
     ],
-    draws: Annotated[
-        str, typer.Option(metavar="NUMBERS", help="Which images those are, a run each.")
-    ] = "100-104",
+    draws: Draws = "100-104",
     seeds: Annotated[str, typer.Option(metavar="NUMBERS", help="A run each as well.")] = "0",
-    recipe: Annotated[
-        str | None, typer.Option(help="See `handful recipes`.", show_default="as in train")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder of rows and figure. Default: runs/SOURCE-RECIPE-labels."),
-    ] = None,
+    recipe: AnyRecipe = None,
+    out: RowsOut = None,
     control: Annotated[
         bool | None,
         typer.Option(
@@ -287,11 +291,8 @@ def labels(
             show_default="where the recipe contrasts",
         ),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; they share the cores.")] = 1,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any one setting. May be repeated."),
-    ] = None,
+    jobs: Jobs = 1,
+    assignments: Assignments = None,
 ) -> None:
     """How accurate a recipe is, by the number of labels: a table, a figure and a row a run.
 
@@ -303,13 +304,72 @@ def labels(
         for draw in numbers("--draws", draws)
         for seed in numbers("--seeds", seeds)
     ]
+    from handful import bench
+
+    on_mnist = bench.comparable(source, assignments or [])
+    rows, name, place = _rows(source, recipe, cells, out, control, jobs, assignments)
+    found = bench.points(rows)
+    (place / "labels.png").write_bytes(bench.figure(found, name, on_mnist=on_mnist))
+    typer.echo(f"{screen.efficiency(found)}\n\nrows and figure  {place}")
+
+
+@app.command("learn-curve")
+def learn_curve(
+    source: Source,
+    per_class: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBERS",
+            help="Labels per class to train with.",
+            show_default="an eighth, a quarter and a half of the smallest class",
+        ),
+    ] = None,
+    at: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Labels per class to look ahead to.",
+            show_default="twice what the smallest class has",
+        ),
+    ] = None,
+    draws: Draws = "0-2",
+    recipe: AnyRecipe = None,
+    out: RowsOut = None,
+    jobs: Jobs = 1,
+    assignments: Assignments = None,
+) -> None:
+    """How many labels do I need? Trains on parts of yours and says what more would give.
+
+    Repeated, it runs only what is missing.
+    """
+    asked = None if per_class is None else numbers("--per-class", per_class)
+    drawn = numbers("--draws", draws)
+    from handful import bench
+
+    sizes, labelled = bench.curve(source, assignments or [])
+    cells = [(size, draw, 0) for size in asked or sizes for draw in drawn]
+    rows, name, place = _rows(source, recipe, cells, out, False, jobs, assignments)
+    found, ahead = bench.points(rows), bench.expected(rows, at or 2 * labelled)
+    (place / "labels.png").write_bytes(bench.figure(found, name, ahead=ahead))
+    told = screen.expectation(ahead, labelled, found[0].images)
+    typer.echo(f"{screen.efficiency(found)}\n\n{told}\nrows and figure  {place}")
+
+
+def _rows(
+    source: str,
+    recipe: str | None,
+    cells: Sequence[tuple[int, int, int]],
+    out: Path | None,
+    control: bool | None,
+    jobs: int,
+    assignments: list[str] | None,
+) -> tuple[list[Row], str, Path]:
+    """A row for each cell (labels per class, draw, seed), the recipe's name and their folder."""
+    from handful import bench
     from handful.recipes import recipe_for
 
     settings = recipe_for(source, recipe)
     place = out or default_out(settings).with_name(f"{default_out(settings).name}-labels")
-    from handful import bench
-
-    on_mnist = bench.comparable(source, assignments or [])
     rows = bench.labels(
         source,
         settings.recipe,
@@ -320,9 +380,7 @@ def labels(
         jobs=jobs,
         on_row=lambda cell, row: typer.echo(screen.cell(cell, row), err=True),
     )
-    found = bench.points(rows)
-    (place / "labels.png").write_bytes(bench.figure(found, settings.recipe, on_mnist))
-    typer.echo(f"{screen.efficiency(found)}\n\nrows and figure  {place}")
+    return rows, settings.recipe, place
 
 
 @app.command()

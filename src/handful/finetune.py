@@ -50,7 +50,6 @@ def finetune(
     stage: str,
     on_row: OnRow,
     validation: ImageSet | None = None,
-    stop_at: int | None = None,
     head: ProjectionHead | None = None,
     first_views: ViewsConfig | None = None,
     dtype: torch.dtype = torch.float32,
@@ -59,7 +58,7 @@ def finetune(
 
     images: labelled. With `validation`, its cross-entropy is measured `config.checks` times, the
     best weights are restored, and training stops after `config.patience` checks without a better
-    one. Without it, training ends at `stop_at` steps, on the schedule of `config.steps`.
+    one.
 
     head: what the contrast beside cross-entropy projects with, trained in place as well; it takes
         two views of each image. None leaves the contrast out.
@@ -80,7 +79,7 @@ def finetune(
     averaged = average(network, config.ema)
     current = averaged.module if averaged else network  # updated in place
     watch = _Watch(config, validation)
-    end, began = min(stop_at or config.steps, config.steps), time.perf_counter()
+    began = time.perf_counter()
     per_epoch, encoded = batches_per_epoch(len(images), config.batch_size), 0
     losses: list[Tensor] = []
 
@@ -96,17 +95,17 @@ def finetune(
         return loss.detach()  # stays on the device: .item() would stall every step
 
     stream = endless_batches(len(images), config.batch_size, generator)
-    for step, index in zip(range(1, end + 1), stream, strict=False):
+    for step, index in zip(range(1, config.steps + 1), stream, strict=False):
         rate = set_rate(chosen, warmup_cosine(step - 1, config.steps, config.warmup))
         lesson = partial(learn, views=_views_at(step, config, first_views))
         losses.append(within_memory(lesson, index, "downstream.batch_size", config.batch_size))
         encoded += len(index) * (2 if contrast else 1)
-        if not (step == end or step % per_epoch % ROW_STEPS == 0):
+        if not (step == config.steps or step % per_epoch % ROW_STEPS == 0):
             continue
         row = training_row(stage, step, config.steps, per_epoch, began, losses, rate)
         losses = []
         _stop_if_ill(row)
-        on_row(row | watch.check(current, step, last=step == end))
+        on_row(row | watch.check(current, step, last=step == config.steps))
         if watch.done:
             break
     encoder.requires_grad_(True)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from handful.bench import Point
+    from handful.forecast import Forecast
     from handful.predictor import Answer
 
 STAGES = {
@@ -232,6 +233,15 @@ def efficiency(found: Iterable[Point]) -> str:
             )
         )
     return table(rows)
+
+
+def expectation(ahead: Forecast, labelled: int, images: int) -> str:
+    """`learn-curve`: what more labels would give, of `labelled` a class that there are."""
+    more = ", twice what there is," if ahead.per_class == 2 * labelled else ""
+    return (
+        f"with {ahead.per_class:,} labels a class{more} expect "
+        f"{between((ahead.low, ahead.high), images)} (80 % interval of one run)"
+    )
 
 
 def _mean(

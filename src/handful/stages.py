@@ -120,19 +120,27 @@ def train_classifier(
     head: what the contrast beside cross-entropy begins with. It and `encoder` are left as they are.
     """
     parts = session.parts
-    fitted = partial(_fitted, session, encoder, config=config, head=head)
+    fitted = partial(_fitted, session, encoder, head=head)
     if parts.validation is None:
-        return fitted(parts.final, stage="downstream")
+        return fitted(parts.final, config, "downstream")
     name = "selection" if config.refit else "downstream"
-    chosen = fitted(parts.fit, stage=name, validation=parts.validation)
+    chosen = fitted(parts.fit, config, name, validation=parts.validation)
     if not config.refit:
         return chosen
-    last = fitted(parts.final, stage="downstream", stop_at=chosen.step)
+    last = fitted(parts.final, _of_length(config, chosen), "downstream")
     return last._replace(
         temperature=chosen.temperature,
         validation=chosen.validation,
         encoded=chosen.encoded + last.encoded,
     )
+
+
+def _of_length(config: DownstreamConfig, chosen: Trained) -> DownstreamConfig:
+    """The same training with its schedule brought to an end where validation was best.
+
+    Stopped on the longer schedule, at half its rate, it would be left unfinished.
+    """
+    return config.model_copy(update={"steps": chosen.step})
 
 
 def _fitted(
@@ -144,7 +152,6 @@ def _fitted(
     *,
     head: ProjectionHead | None = None,
     validation: ImageSet | None = None,
-    stop_at: int | None = None,
 ) -> Trained:
     """One downstream training from copies of `encoder` and `head`."""
     encoder, head = deepcopy(encoder), deepcopy(head)
@@ -159,7 +166,6 @@ def _fitted(
             generator=session.generator(stage),
             stage=stage,
             validation=validation,
-            stop_at=stop_at,
             head=head,
             first_views=session.config.pretext.views,
             dtype=session.dtype,
@@ -250,6 +256,6 @@ def control(session: Session, untrained: Encoder, encoded: int, right: Tensor) -
 def kept(session: Session, encoder: Encoder, head: ProjectionHead, tested: Trained) -> Predictor:
     """What stays when the test images came out of the labelled ones: trained on those as well."""
     images = session.parts.everything
-    config = session.config.downstream
-    last = _fitted(session, encoder, images, config, "keeping", head=head, stop_at=tested.step)
+    config = _of_length(session.config.downstream, tested)
+    last = _fitted(session, encoder, images, config, "keeping", head=head)
     return predictor_of(session, last._replace(temperature=tested.temperature))
