@@ -19,6 +19,7 @@ from typing import NamedTuple
 from benchmarks.accuracy import TUNED_ON, commit_of_recipes, mean_of, whole
 from handful import bench
 from handful.bench import Row, read
+from handful.recipes import RICH_DIGITS
 
 ROWS = Path(__file__).parent / "ablation.jsonl"
 PAGE = Path(__file__).parents[1] / "docs" / "ablation.md"
@@ -26,10 +27,15 @@ PER_CLASS, IMAGES, BATCH = 50, 120_000, 125
 
 
 class Variant(NamedTuple):
-    """Settings laid over the base."""
+    """What it changes in the base."""
 
     about: str
-    settings: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> list[str]:
+        """Those of the base and over them its own, as a row of it has them."""
+        return [*BASE, *self.changes]
 
 
 def _steps(images: int, batch: int = BATCH) -> int:
@@ -73,6 +79,18 @@ VARIANTS: dict[str, Variant] = {
         "views weaken from rich to mild over the whole length", ("downstream.curriculum=1.0",)
     ),
     "joint, curriculum": Variant("both", (*_joint(0.3), "downstream.curriculum=1.0")),
+    "sup_con first, curriculum": Variant(
+        "the former, then views that weaken",
+        (*_two_stages("sup_con", 1 / 3), "downstream.curriculum=1.0"),
+    ),
+    "nt_xent first, curriculum": Variant(
+        "the same without labels in the pretext task",
+        (*_two_stages("nt_xent", 1 / 3), "downstream.curriculum=1.0"),
+    ),
+    "rich views": Variant(
+        "those of the pretext task to the end",
+        tuple(f"downstream.views.{name}={str(value).lower()}" for name, value in RICH_DIGITS),
+    ),
     "width 32": Variant(
         "twice the channels, four times the multiplications", ("network.width=32",)
     ),
@@ -85,14 +103,16 @@ VARIANTS: dict[str, Variant] = {
 def run(options: argparse.Namespace) -> None:
     commit = commit_of_recipes()
     names = options.variants or list(VARIANTS)
-    known = {(row["variant"], row["draw"], row["commit"]) for row in read(ROWS) if commit}
+    known = {
+        (row["variant"], row["draw"]) for row in _current(read(ROWS)) if commit == row["commit"]
+    }
     asked = [(name, draw) for draw in options.draws for name in names]
-    missing = [(name, draw) for name, draw in asked if (name, draw, commit) not in known]
+    missing = [cell for cell in asked if cell not in known]
 
     def one(cell: tuple[str, int]) -> None:
         name, draw = cell
         words = [*bench.Cell(PER_CLASS, draw).options(), "--recipe=fast", "--dev"]
-        settings = (*BASE, *VARIANTS[name].settings)
+        settings = VARIANTS[name].settings
         words += [f"--set={one}" for one in settings]
         summary = bench.apart(options.source, words, options.threads)
         row = {key: summary[key] for key in bench.KEPT} | {
@@ -110,14 +130,29 @@ def table(_: argparse.Namespace) -> None:
     print(PAGE)
 
 
+def _current(rows: Sequence[Row]) -> list[Row]:
+    """Those of the variants as they are defined now."""
+    names = VARIANTS.keys()
+    return [
+        row
+        for row in rows
+        if row["variant"] in names and row["settings"] == VARIANTS[row["variant"]].settings
+    ]
+
+
 def page(rows: Sequence[Row]) -> str:
-    """The newest row of each draw counts: a variant's and the base's."""
-    newest: dict[str, dict[int, Row]] = {}
-    for row in rows:
-        newest.setdefault(row["variant"], {})[row["draw"]] = row
-    base = newest.get("base", {})
-    lines = [_line(name, newest[name], base) for name in VARIANTS if name in newest]
-    commits = ", ".join(dict.fromkeys(row["commit"] or "uncommitted" for row in rows))
+    """Of each variant the runs of its newest commit count, beside the base's of the same commit."""
+    found: dict[tuple[str, str | None], dict[int, Row]] = {}
+    newest: dict[str, str | None] = {}
+    for row in _current(rows):
+        newest[row["variant"]] = row["commit"]
+        found.setdefault((row["variant"], row["commit"]), {})[row["draw"]] = row
+    lines = [
+        _line(name, found[name, newest[name]], found.get(("base", newest[name]), {}))
+        for name in VARIANTS
+        if name in newest
+    ]
+    commits = ", ".join(dict.fromkeys(commit or "uncommitted" for commit in newest.values()))
     return _PAGE.format(
         lines="\n".join(lines), commits=commits, images=IMAGES, base=", ".join(BASE)
     )

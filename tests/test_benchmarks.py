@@ -205,8 +205,10 @@ def test_the_measurements_for_a_gpu_run_on_any_machine(monkeypatch: pytest.Monke
 
 
 def ablated(variant: str, draw: int, accuracy: float) -> dict[str, Any]:
+    known = ablation.VARIANTS.get(variant)
     return {"variant": variant, "draw": draw, "commit": "abc1234", "test_accuracy": accuracy,
-            "test_accuracy_single_view": accuracy - 0.001}  # fmt: skip
+            "test_accuracy_single_view": accuracy - 0.001,
+            "settings": known.settings if known else []}  # fmt: skip
 
 
 def test_an_ablation_pairs_each_draw_with_the_base() -> None:
@@ -226,10 +228,25 @@ def test_an_ablation_pairs_each_draw_with_the_base() -> None:
     assert "+0.20 ± 0.14 (-1.07 to +1.47)" in joint
 
 
+def test_an_ablation_compares_runs_of_one_commit_and_of_variants_as_they_are() -> None:
+    found = ablation.page(
+        [
+            ablated("base", 0, 0.90),
+            ablated("joint 0.3", 0, 0.91),
+            ablated("joint 0.3", 1, 0.99) | {"settings": ["another"]},
+            ablated("a variant of old", 0, 0.99) | {"settings": []},
+            ablated("base", 0, 0.95) | {"commit": "def5678"},
+        ]
+    )
+    base, joint = (line for line in found.splitlines() if line.startswith(("| base", "| joint")))
+    assert base.endswith("| 1 | 95.00 | 94.90 | – |")
+    assert joint.endswith("| 1 | 91.00 | 90.90 | +1.00 |")
+
+
 def test_every_variant_sends_as_many_images_through_the_encoder() -> None:
     images = ablation.PER_CLASS * 10
     for name, variant in ablation.VARIANTS.items():
-        settings = dict(one.split("=") for one in (*ablation.BASE, *variant.settings))
+        settings = dict(one.split("=") for one in variant.settings)
         batches = batches_per_epoch(images, int(settings["downstream.batch_size"]))
         views = 2 if "downstream.contrast" in settings else 1
         encoded = views * int(settings["downstream.steps"]) * images / batches
