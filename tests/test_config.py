@@ -146,6 +146,12 @@ def test_development_needs_more_than_the_bundled_images() -> None:
     assert RunConfig().updated({"data.dev": True, "data.source": "mnist/"}).data.dev
 
 
+def test_an_ensemble_has_a_fixed_length() -> None:
+    with pytest.raises(ValueError, match=r"members = 3 needs data\.validation = 0"):
+        RunConfig().updated({"members": 3})
+    RunConfig().updated({"members": 3, "data.validation": 0, "downstream.steps": 10})
+
+
 def test_without_validation_somebody_must_say_how_long() -> None:
     with pytest.raises(
         ValueError, match=r"downstream\.steps must be set where data.validation is 0"

@@ -856,6 +856,46 @@ def test_the_control_of_a_contrast_beside_cross_entropy_has_none(
     assert encoded["control"] >= encoded["downstream"] > encoded["pretext"] == 0
 
 
+def test_an_ensemble_is_the_mean_of_runs_of_its_members(
+    idx_folder: IdxFolder, tmp_path: Path
+) -> None:
+    """The first is the run without the others; each has its own first weights and views."""
+    source = idx_folder(10, 20)
+    settings = {"data__validation": 0.0, "control": True}
+    alone = bare(source, tmp_path / "alone", **settings)
+    run = bare(source, tmp_path / "run", **settings, members=2)
+    encoded, once = (one.summary["images_through_encoder"] for one in (run, alone))
+    assert encoded == {stage: 2 * images for stage, images in once.items()}
+    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    for stage in ("pretext", "downstream", "control"):
+        first, second = (
+            [
+                row["loss"]
+                for row in rows
+                if row["stage"] == stage and row.get("member", 0) == member
+            ]
+            for member in (0, 1)
+        )
+        assert first
+        assert len(first) == len(second)
+        assert first != second
+    model, single = (Predictor.load(one.path, "cpu") for one in (run, alone))
+    assert model.members == 2
+    before, after = single.encoder.state_dict(), model.encoder.state_dict()
+    for name, weights in before.items():
+        torch.testing.assert_close(after[f"members.0.{name}"], weights)
+    assert run.summary["multiply_adds"] == 2 * alone.summary["multiply_adds"]
+    assert {path.name for path in (run.path / "checkpoints").iterdir()} == {"pretext", "pretext-1"}
+
+
+def test_an_ensemble_is_kept_whole_where_its_test_images_were_held_out(
+    idx_folder: IdxFolder, tmp_path: Path
+) -> None:
+    settings = {"data__validation": 0.0, "members": 2}
+    run = bare(idx_folder(10), tmp_path / "run", **settings)
+    assert Predictor.load(run.path, "cpu").members == 2
+
+
 def test_a_curriculum_begins_with_the_views_of_the_pretext_task(
     idx_folder: IdxFolder, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from handful.networks import (
     classify,
     fitting_stages,
     in_parts,
+    joined,
     multiply_adds,
     parameters,
     represent,
@@ -128,6 +129,24 @@ def test_no_image_is_dropped_from_a_ragged_last_batch() -> None:
     assert len(h) == INFERENCE_BATCH + 1
     torch.testing.assert_close(h[-2], h[0], rtol=1e-4, atol=1e-5)
     assert (h[-1] - h[0]).abs().max() > 1e-3
+
+
+def test_an_ensemble_gives_the_mean_of_its_members_logits() -> None:
+    encoders = [trained(), Encoder(1, 28, SMALL), Encoder(1, 28, SMALL)]
+    heads = [classifier_head(encoder.dim, 4) for encoder in encoders]
+    images = noise(5)
+    each = torch.stack(
+        [classify(encoder, head, images) for encoder, head in zip(encoders, heads, strict=True)]
+    )
+    encoder, head = joined(encoders, heads)
+    torch.testing.assert_close(classify(encoder, head, images), each.mean(0))
+    assert represent(encoder, images).shape == (5, encoder.dim) == (5, 3 * encoders[0].dim)
+    assert multiply_adds(encoder, 28, 28) == 3 * multiply_adds(encoders[0], 28, 28)
+
+
+def test_an_ensemble_of_one_is_that_one() -> None:
+    encoder, head = trained(), classifier_head(64, 4)
+    assert joined([encoder], [head]) == (encoder, head)
 
 
 def test_no_images_give_no_rows() -> None:

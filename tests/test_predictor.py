@@ -2,6 +2,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from PIL import Image
 from handful import checkpoints, pictures, predictor
 from handful.config import NetworkConfig
 from handful.images import ImageSet
-from handful.networks import INFERENCE_BATCH, Encoder, classifier_head
+from handful.networks import INFERENCE_BATCH, Encoder, classifier_head, joined
 from handful.pictures import Preparation
 from handful.predictor import Predictor
 
@@ -53,6 +54,21 @@ def pixels(n: int, channels: int = 1, size: int = 28, seed: int = 0) -> torch.Te
         torch.uint8
     )
     return images
+
+
+def test_an_ensemble_is_read_as_it_was_written(tmp_path: Path) -> None:
+    members, images = [made(), made(temperature=2.0)], pixels(9)
+    with torch.no_grad():
+        members[1].head.weight.mul_(-3)
+    encoder, head = joined([one.encoder for one in members], [one.head for one in members])
+    ensemble = replace(members[0], encoder=encoder, head=head, temperature=1.0)
+    ensemble.save(tmp_path / "model")
+    again = Predictor.load(tmp_path / "model", "cpu")
+    assert (ensemble.members, again.members, members[0].members) == (2, 2, 1)
+    torch.testing.assert_close(again.logits(images), ensemble.logits(images))
+    torch.testing.assert_close(
+        torch.from_numpy(again.embed(images)), again.encoder.eval()(images / 255)
+    )
 
 
 @pytest.mark.parametrize("views", [1, 4])

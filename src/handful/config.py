@@ -170,6 +170,8 @@ class RunConfig(Frozen):
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the networks train in; `auto` takes bfloat16 on a GPU that has it, else float32."""
+    members: Annotated[int, Field(ge=1, le=64)] = 1
+    """Networks trained from first weights of their own, whose logits are averaged."""
     control: bool = False
     """Also train the same network by cross-entropy alone, no contrast, for as many images."""
     tsne: bool = True
@@ -187,6 +189,11 @@ class RunConfig(Frozen):
     def _consistent(self) -> Self:
         if self.data.dev and self.data.source == "mnist50":
             raise ValueError("--dev needs the full training set: give a directory of idx files")
+        if self.members > 1 and self.data.validation:
+            raise ValueError(
+                f"members = {self.members} needs data.validation = 0 and a fixed length: "
+                "nothing is held out that could choose one for all"
+            )
         if self.data.validation == 0 and self.downstream.steps is None:
             raise ValueError("downstream.steps must be set where data.validation is 0")
         return self

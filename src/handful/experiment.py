@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
-from copy import deepcopy
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +14,12 @@ from handful import datasets, devices, exhibits, maps, metrics, networks, report
 from handful.config import RunConfig, flat
 from handful.exhibits import Arrays
 from handful.images import ImageSet
-from handful.networks import Encoder, ProjectionHead
+from handful.networks import AnyEncoder, Encoder, ProjectionHead
 from handful.partition import Partition, partition
 from handful.predictor import Predictor
 from handful.recipes import recipe_for, sized, suited
 from handful.splits import batches_per_epoch
-from handful.stages import Row, Session, Trained
+from handful.stages import Member, Row, Session, Trained
 
 VALIDATION_OF = {
     True: "the model that chose the length, trained without the labels of these images",
@@ -97,12 +96,12 @@ def run(
     folder = runs.RunFolder(out)
     session = Session(config, device, dataset, parts, folder, on_row, say)
     # before the folder is claimed: a network that cannot be built leaves none behind
-    encoder, head = stages.fresh_networks(session)
+    members = stages.members(session)
     claimed = runs.claim(out, config, overwrite)
     if isinstance(claimed, dict):
         say(f"{out} is complete: nothing to do")
         return Run(out, claimed)
-    summary, arrays = _carry_out(session, encoder, head)
+    summary, arrays = _carry_out(session, members)
     folder.write_arrays(arrays)
     say("writing the report")
     with session.stage("report"):
@@ -117,20 +116,18 @@ def _without_copies(config: RunConfig) -> RunConfig:
     return config.updated({"data.copies": 0})
 
 
-def _carry_out(
-    session: Session, encoder: Encoder, head: ProjectionHead
-) -> tuple[dict[str, Any], Arrays]:
+def _carry_out(session: Session, members: Sequence[Member]) -> tuple[dict[str, Any], Arrays]:
     """All stages in their order: the summary, and the arrays that figures are drawn from."""
     config, parts = session.config, session.parts
-    _announce(session, encoder)
-    untrained = deepcopy(encoder)
-    seen = stages.pretext_task(session, encoder, head)
-    trained = stages.train_classifier(session, encoder, head, config.downstream)
+    first = members[0]
+    _announce(session, first.encoder)
+    seen = sum(map(stages.pretext_task, members))
+    trained = stages.train_classifier(members)
     predictor = stages.predictor_of(session, trained)
     summary = _described(session, trained, seen)
     arrays = {"labelled_fingerprints": _labelled(session)}
     if seen:
-        arrays |= _pictures(session, encoder, head)
+        arrays |= _pictures(session, first.encoder, first.head)
     if parts.test is not None:
         session.say(f"scoring {len(parts.test):,} images")
         with session.stage("test"):
@@ -138,16 +135,16 @@ def _carry_out(
         summary, arrays = summary | found, arrays | shown
         if _has_control(session):
             encoded = seen + trained.encoded
-            summary |= stages.control(session, untrained, encoded, right)
+            summary |= stages.control(members, encoded, right)
             summary["images_through_encoder"]["control"] = summary.pop("control_images")
         if config.tsne and len(parts.test) >= maps.FEWEST:
             session.say("drawing maps of the representation")
             with session.stage("maps"):
-                arrays |= _maps(session, parts.test, untrained, trained.encoder)
+                arrays |= _maps(session, parts.test, first.untrained, trained.encoder)
     if len(parts.everything) > len(parts.final):
         # the map is of the encoder that was tested; another one's h has no place on it
         arrays.pop("map_h", None)
-        predictor = stages.kept(session, encoder, head, trained)
+        predictor = stages.kept(members, trained)
     predictor.save(session.folder.model)
     return summary, arrays
 
@@ -173,7 +170,7 @@ def _pictures(session: Session, encoder: Encoder, head: ProjectionHead) -> Array
     )
 
 
-def _maps(session: Session, test: ImageSet, untrained: Encoder, trained: Encoder) -> Arrays:
+def _maps(session: Session, test: ImageSet, untrained: Encoder, trained: AnyEncoder) -> Arrays:
     shown = exhibits.for_maps(test, session.generator("maps"))
     before, after = (networks.represent(f, shown.images) for f in (untrained, trained))
     return exhibits.tsne(before, after, shown.labels, session.config.seed)
@@ -193,7 +190,7 @@ def _announce(session: Session, encoder: Encoder) -> None:
     then *= 1 + (parts.validation is not None and downstream.refit)
     then += downstream.steps * _batch(parts.everything, downstream.batch_size) * keeping
     then *= 2 if downstream.contrasts else 1
-    images = (first + then) * (1 + _has_control(session))
+    images = (first + then) * (1 + _has_control(session)) * config.members
     seconds = images * networks.seconds_per_image(encoder, parts.final.images)
     session.say(f"training will take about {max(1, round(seconds / 60))} min")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 
 import torch
@@ -103,6 +103,39 @@ class Encoder(nn.Module):
         return h
 
 
+class Ensemble(nn.Module):
+    """Several encoders as one: their representations side by side, h (N, M · D)."""
+
+    def __init__(self, members: Sequence[Encoder]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.channels = members[0].channels
+        self.dim = sum(member.dim for member in members)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([member(x) for member in self.members], 1)
+
+
+AnyEncoder = Encoder | Ensemble
+
+
+def joined(
+    encoders: Sequence[Encoder], classifiers: Sequence[nn.Linear]
+) -> tuple[AnyEncoder, nn.Linear]:
+    """One encoder and one head that give the mean of all members' logits; of one, itself.
+
+    The mean of linear functions is linear in all representations side by side, so that whatever
+    takes an encoder and a head takes an ensemble.
+    """
+    if len(encoders) == 1:
+        return encoders[0], classifiers[0]
+    head = deepcopy(classifiers[0])
+    head.in_features = sum(one.in_features for one in classifiers)
+    head.weight = nn.Parameter(torch.cat([one.weight for one in classifiers], 1) / len(encoders))
+    head.bias = nn.Parameter(torch.stack([one.bias for one in classifiers]).mean(0))
+    return Ensemble(encoders), head
+
+
 def channels_last(weights: Tensor) -> Tensor:
     """Weights of a convolution laid out as CPUs and GPUs compute it fastest; others as they are.
 
@@ -169,12 +202,12 @@ def in_parts(function: Callable[[Tensor], Tensor], images: Tensor, *modules: nn.
             module.train(mode)
 
 
-def represent(encoder: Encoder, images: Tensor) -> Tensor:
+def represent(encoder: AnyEncoder, images: Tensor) -> Tensor:
     """Representations h (N, D) of uint8 images (N, C, H, W)."""
     return in_parts(encoder, images, encoder)
 
 
-def classify(encoder: Encoder, classifier: nn.Linear, images: Tensor) -> Tensor:
+def classify(encoder: AnyEncoder, classifier: nn.Linear, images: Tensor) -> Tensor:
     """Logits (N, Y) of uint8 images (N, C, H, W), each looked at once."""
     return in_parts(lambda x: classifier(encoder(x)), images, encoder, classifier)
 
@@ -184,7 +217,7 @@ def parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def multiply_adds(encoder: Encoder, height: int, width: int) -> int:
+def multiply_adds(encoder: AnyEncoder, height: int, width: int) -> int:
     """Multiply-adds of one forward pass of one image, convolutions alone."""
     total = 0
 
@@ -197,7 +230,7 @@ def multiply_adds(encoder: Encoder, height: int, width: int) -> int:
     was_training = encoder.training
     try:
         with torch.inference_mode():
-            device = encoder.mean.device
+            device = next(encoder.parameters()).device
             encoder.eval()(torch.zeros(1, encoder.channels, height, width, device=device))
     finally:
         encoder.train(was_training)

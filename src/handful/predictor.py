@@ -21,10 +21,13 @@ from handful.config import NetworkConfig
 from handful.images import ImageSet
 from handful.networks import (
     INFERENCE_BATCH,
+    AnyEncoder,
     Encoder,
+    Ensemble,
     channels_last,
     classifier_head,
     in_parts,
+    joined,
 )
 from handful.pictures import Bytes, Preparation
 
@@ -58,13 +61,18 @@ class Predictor:
     types and unreadable files raise ValueError. What an image gets never depends on the others.
     """
 
-    encoder: Encoder
+    encoder: AnyEncoder
     head: nn.Linear
     class_names: tuple[str, ...]
     preparation: Preparation
     network: NetworkConfig
     temperature: float = 1.0
     test_views: int = 1
+
+    @property
+    def members(self) -> int:
+        """How many networks its logits are the mean of."""
+        return len(self.encoder.members) if isinstance(self.encoder, Ensemble) else 1
 
     @property
     def device(self) -> torch.device:
@@ -211,6 +219,7 @@ class Predictor:
             "class_names": list(self.class_names),
             "preparation": self.preparation.as_dict(),
             "network": self.network.model_dump(),
+            "members": self.members,
             "temperature": self.temperature,
             "test_views": self.test_views,
             "versions": devices.versions(),
@@ -249,8 +258,12 @@ class Predictor:
         network = NetworkConfig.model_validate(meta["network"])
         names = tuple(meta["class_names"])
         with torch.device("meta"):  # no initial weights: they would draw on global randomness
-            encoder = Encoder(preparation.channels, preparation.size, network)
-            head = classifier_head(encoder.dim, len(names))
+            encoders = [
+                Encoder(preparation.channels, preparation.size, network)
+                for _ in range(meta.get("members", 1))
+            ]
+            heads = [classifier_head(one.dim, len(names)) for one in encoders]
+            encoder, head = joined(encoders, heads)
         for prefix, module in (("encoder.", encoder), ("head.", head)):
             own = {
                 name.removeprefix(prefix): channels_last(t)

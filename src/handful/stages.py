@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from handful.datasets import Dataset
 from handful.exhibits import Arrays
 from handful.finetune import finetune
 from handful.images import ImageSet
-from handful.networks import Encoder, ProjectionHead, classifier_head
+from handful.networks import AnyEncoder, Encoder, ProjectionHead, classifier_head
 from handful.partition import Partition
 from handful.predictor import Predictor
 from handful.pretrain import pretrain
@@ -32,7 +32,7 @@ Row = dict[str, Any]
 class Trained(NamedTuple):
     """A classifier on its encoder, what chose its length, and what that cost."""
 
-    encoder: Encoder
+    encoder: AnyEncoder
     classifier: nn.Linear
     temperature: float
     validation: metrics.Report | None
@@ -52,9 +52,12 @@ class Session:
     folder: RunFolder
     show: Callable[[Row], None]
     say: Callable[[str], None]
+    member: int = 0
+    """Which of an ensemble's networks it is at."""
     stages: dict[str, float] = field(default_factory=dict)
 
     def on_row(self, row: Row) -> None:
+        row = row | {"member": self.member} if self.member else row
         self.folder.append(row)
         self.show(row)
 
@@ -62,24 +65,43 @@ class Session:
     def stage(self, name: str) -> Iterator[None]:
         began = time.perf_counter()
         yield
-        self.stages[name] = time.perf_counter() - began
+        self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - began
 
     @property
     def dtype(self) -> torch.dtype:
         return devices.precision(self.config.precision, self.device)
 
     def generator(self, stage: str) -> torch.Generator:
-        return devices.generator(self.config.seed, stage)
+        return devices.generator(self.config.seed, f"{stage}{self.suffix}")
+
+    @property
+    def suffix(self) -> str:
+        """Of a name that each member has one of."""
+        return f"-{self.member}" if self.member else ""
 
 
-def fresh_networks(session: Session) -> tuple[Encoder, ProjectionHead]:
-    """Encoder and projection head with first weights that depend on the seed alone."""
+class Member(NamedTuple):
+    """One network of a run. The pretext task trains encoder and head in place."""
+
+    session: Session
+    untrained: Encoder
+    encoder: Encoder
+    head: ProjectionHead
+
+
+def members(session: Session) -> list[Member]:
+    """Networks with first weights that depend on the seed and on their number alone."""
+    return [_member(replace(session, member=number)) for number in range(session.config.members)]
+
+
+def _member(session: Session) -> Member:
     images, config = session.parts.pretext, session.config.network
     with _seeded(session.generator("weights")):
         encoder = Encoder(images.channels, images.size[0], config)
         head = ProjectionHead(encoder.dim, config)
     encoder.normalise_to(session.parts.final.images)
-    return encoder.to(session.device), head.to(session.device)
+    encoder = encoder.to(session.device)
+    return Member(session, deepcopy(encoder), encoder, head.to(session.device))
 
 
 @contextmanager
@@ -90,8 +112,9 @@ def _seeded(generator: torch.Generator) -> Iterator[None]:
         yield
 
 
-def pretext_task(session: Session, encoder: Encoder, head: ProjectionHead) -> int:
+def pretext_task(member: Member) -> int:
     """Images that passed the encoder in the pretext task."""
+    session, _, encoder, head = member
     config = session.config.pretext
     if not config.steps:
         return 0
@@ -108,18 +131,32 @@ def pretext_task(session: Session, encoder: Encoder, head: ProjectionHead) -> in
         )
     meta = {"holds": "encoder and projection head after the pretext task"}
     weights = nn.ModuleDict({"encoder": encoder, "head": head}).state_dict()
-    checkpoints.save(session.folder.checkpoints / "pretext", weights, meta)
+    checkpoints.save(session.folder.checkpoints / f"pretext{session.suffix}", weights, meta)
     return encoded
 
 
-def train_classifier(
-    session: Session, encoder: Encoder, head: ProjectionHead, config: DownstreamConfig
-) -> Trained:
-    """Choose the length on validation, then train on all labels for that length.
+def train_classifier(members: Sequence[Member]) -> Trained:
+    """Of one member: its length chosen on validation, then trained on all labels for that length.
 
-    head: what the contrast beside cross-entropy begins with. It and `encoder` are left as they are.
+    Members are left as the pretext task left them.
     """
-    parts = session.parts
+    return _together([_with_its_length(member) for member in members])
+
+
+def _together(trained: Sequence[Trained]) -> Trained:
+    """Classifiers of one length as one; nothing calibrates several."""
+    if len(trained) == 1:
+        return trained[0]
+    encoders = [cast(Encoder, one.encoder) for one in trained]
+    encoder, classifier = networks.joined(encoders, [one.classifier for one in trained])
+    encoded = sum(one.encoded for one in trained)
+    return trained[0]._replace(encoder=encoder, classifier=classifier, encoded=encoded)
+
+
+def _with_its_length(member: Member) -> Trained:
+    session, _, encoder, head = member
+    parts, config = session.parts, session.config.downstream
+    # the contrast beside cross-entropy begins with the head of the pretext task
     fitted = partial(_fitted, session, encoder, head=head)
     if parts.validation is None:
         return fitted(parts.final, config, "downstream")
@@ -226,21 +263,25 @@ def score(
     return summary, exhibits.mistakes(test, probabilities), right
 
 
-def control(session: Session, untrained: Encoder, encoded: int, right: Tensor) -> dict[str, Any]:
-    """The same network, first weights and labels, trained by cross-entropy alone.
+def control(members: Sequence[Member], encoded: int, right: Tensor) -> dict[str, Any]:
+    """The same networks, first weights and labels, trained by cross-entropy alone.
 
     No pretext task, and no contrast beside cross-entropy where the run has one. Its length is fixed
     so that as many images pass its encoder as passed ours in all stages, on a schedule that ends
     there: nothing that it could have learned is cut off.
     encoded: how many those were. right: bool (T,), our answers.
     """
+    session = members[0].session
     config, parts = session.config.downstream, session.parts
     assert parts.test is not None
     batches = batches_per_epoch(len(parts.final), config.batch_size)
-    steps = -(-encoded * batches // len(parts.final))
+    steps = -(-encoded * batches // (len(parts.final) * len(members)))
     # a lower rate protects what the pretext task learned; first weights need the full one
     changes = {"steps": steps, "train_encoder": True, "encoder_rate": 1.0}
-    trained = _fitted(session, untrained, parts.final, config.model_copy(update=changes), "control")
+    config = config.model_copy(update=changes)
+    trained = _together(
+        [_fitted(one.session, one.untrained, parts.final, config, "control") for one in members]
+    )
     logits = predictor_of(session, trained).logits(parts.test)
     found = metrics.evaluate(logits, parts.test.labels)
     ours, theirs = right, logits.argmax(1) == parts.test.labels
@@ -253,9 +294,14 @@ def control(session: Session, untrained: Encoder, encoded: int, right: Tensor) -
     }
 
 
-def kept(session: Session, encoder: Encoder, head: ProjectionHead, tested: Trained) -> Predictor:
+def kept(members: Sequence[Member], tested: Trained) -> Predictor:
     """What stays when the test images came out of the labelled ones: trained on those as well."""
-    images = session.parts.everything
-    config = _of_length(session.config.downstream, tested)
-    last = _fitted(session, encoder, images, config, "keeping", head=head)
+    session = members[0].session
+    images, config = session.parts.everything, _of_length(session.config.downstream, tested)
+    last = _together(
+        [
+            _fitted(one.session, one.encoder, images, config, "keeping", head=one.head)
+            for one in members
+        ]
+    )
     return predictor_of(session, last._replace(temperature=tested.temperature))

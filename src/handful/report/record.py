@@ -30,7 +30,9 @@ class Record:
     def read(cls, folder: RunFolder, summary: Mapping[str, Any]) -> Record:
         """`summary` is what summary.json holds or will hold. Raises ValueError as `folder` does."""
         name = folder.path.resolve().name
-        return cls(name, folder.config(), summary, folder.rows(), folder.arrays())
+        # curves of an ensemble are of its first member
+        rows = [row for row in folder.rows() if not row.get("member")]
+        return cls(name, folder.config(), summary, rows, folder.arrays())
 
     @cached_property
     def class_names(self) -> list[str]:
