@@ -153,9 +153,8 @@ def page(rows: Sequence[Row]) -> str:
         if name in newest
     ]
     commits = ", ".join(dict.fromkeys(commit or "uncommitted" for commit in newest.values()))
-    return _PAGE.format(
-        lines="\n".join(lines), commits=commits, images=IMAGES, base=", ".join(BASE)
-    )
+    base = ", ".join(f"`{one}`" for one in BASE)
+    return _PAGE.format(lines="\n".join(lines), commits=commits, images=IMAGES, base=base)
 
 
 def _line(name: str, rows: Mapping[int, Row], base: Mapping[int, Row]) -> str:
@@ -181,9 +180,10 @@ images a class drawn from training images 0–49,999, accuracy in per cent on tr
 50,000–59,999, seed 0; the test files stay shut. Such figures choose recipes and are no results.
 
 Every variant sends {images:,} images through the encoder in training and changes one thing in the
-base (`fast` with {base}). *Gain* is the paired difference to the base over draws: mean ± standard
-deviation (95 % interval of the mean, Student's t). Draws are few: only what stands clear of zero
-says something.
+base. *Gain* is the paired difference to the base over draws: mean ± standard deviation (95 %
+interval of the mean, Student's t). Draws are few: only what stands clear of zero says something.
+
+The base is `fast` with {base}.
 
 | variant | what it is | draws | accuracy | single view | gain, points |
 |---|---|---|---|---|---|

@@ -83,6 +83,12 @@ def misleading(few: ImageSet) -> ImageSet:
     return replace(few, labels=(few.labels + 1) % 10)
 
 
+def test_training_keeps_the_memory_it_frees(few: ImageSet) -> None:
+    with mock.patch.object(module, "keep_freed_memory") as kept:
+        Trained(few)
+    kept.assert_called()
+
+
 def test_rows_tell_how_training_went(few: ImageSet) -> None:
     trained = Trained(few, changed(steps=7, batch_size=20, warmup=0.3))
     assert [row["step"] for row in trained.rows] == [2, 4, 6, 7]

@@ -16,6 +16,7 @@ from handful.config import DownstreamConfig, ViewsConfig
 from handful.devices import autocast, keep_freed_memory
 from handful.images import ImageSet
 from handful.losses import sup_con
+from handful.metrics import fit_temperature
 from handful.networks import Encoder, ProjectionHead, classify
 from handful.optim import (
     OnRow,
@@ -163,7 +164,11 @@ def _loss(
 
 
 class _Watch:
-    """Early stopping: remembers the weights of the lowest validation cross-entropy."""
+    """Early stopping: remembers the weights of the lowest validation cross-entropy.
+
+    That of calibrated logits, as the classifier will answer: without a temperature of its own each
+    check would choose the least sure network, not the one that knows most.
+    """
 
     def __init__(self, config: DownstreamConfig, validation: ImageSet | None) -> None:
         assert config.steps is not None
@@ -189,7 +194,7 @@ class _Watch:
         assert isinstance(encoder, Encoder) and isinstance(classifier, nn.Linear)
         logits = classify(encoder, classifier, self.validation.images)
         labels = self.validation.labels
-        loss = float(F.cross_entropy(logits, labels))
+        loss = float(F.cross_entropy(logits / fit_temperature(logits, labels), labels))
         figures: dict[str, Any] = {
             "validation_loss": loss,
             "validation_accuracy": float((logits.argmax(1) == labels).float().mean()),

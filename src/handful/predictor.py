@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from handful import checkpoints, devices, pictures, views
-from handful.config import NetworkConfig
+from handful.config import SURE, NetworkConfig
 from handful.images import ImageSet
 from handful.networks import (
     INFERENCE_BATCH,
@@ -36,8 +36,6 @@ Images = ImageSet | Tensor | Array | Sequence[str | Path | Image.Image]
 
 FILES_TOGETHER = 32
 """Most files that one thread reads and answers at a time: more is larger, not faster."""
-SURE = 0.95
-"""Probability from which on an image is not looked at again in further views."""
 MOST_THREADS = 16
 """More would wait for each other's Python, and each holds the maps of its images in memory."""
 
