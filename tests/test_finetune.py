@@ -15,6 +15,7 @@ from handful.config import DownstreamConfig, NetworkConfig, ViewsConfig
 from handful.finetune import Length, finetune
 from handful.images import ImageSet
 from handful.losses import sup_con
+from handful.metrics import fit_temperature
 from handful.networks import Encoder, ProjectionHead, classifier_head, classify, represent
 from handful.optim import warmup_cosine
 from handful.splits import endless_batches
@@ -66,7 +67,8 @@ class Trained:
 
     def validation_loss(self, validation: ImageSet) -> float:
         logits = classify(self.encoder, self.classifier, validation.images)
-        return float(F.cross_entropy(logits, validation.labels))
+        temperature = fit_temperature(logits, validation.labels)
+        return float(F.cross_entropy(logits / temperature, validation.labels))
 
 
 def state(network: nn.Module) -> dict[str, Tensor]:
@@ -228,17 +230,32 @@ def test_early_stopping_stops_after_its_patience(
 
 
 def test_early_stopping_watches_cross_entropy_not_accuracy(few: ImageSet) -> None:
-    """Logits that stay right but grow unsure must count as worse."""
-    fading = iter([4.0, 5.0, 3.0, 2.0, 1.0, 0.5])
+    """Logits that stay right but by less before the runner-up must count as worse."""
+    fading = iter([4.0, 5.0, 3.0, 2.0, 1.5, 1.2])
+    runner_up = torch.rand(40, 10, generator=torch.Generator().manual_seed(0))
 
     def answers(encoder: Encoder, classifier: nn.Linear, images: Tensor) -> Tensor:
-        return F.one_hot(few.labels, 10).float() * next(fading)
+        return F.one_hot(few.labels, 10).float() * next(fading) + runner_up
 
     with mock.patch.object(module, "classify", answers):
         trained = Trained(few, changed(checks=6, patience=3), validation=few)
     assert [row["validation_accuracy"] for row in trained.rows] == [1.0] * 5
     assert [bool(row.get("best")) for row in trained.rows] == [True, True, False, False, False]
     assert trained.length.step == 2
+
+
+def test_how_sure_a_network_is_chooses_no_length(few: ImageSet) -> None:
+    """A temperature is fitted later: logits that only shrink know as much as before."""
+    sure = iter([4.0, 8.0, 2.0, 1.0, 0.5, 0.25])
+    known = torch.randn(40, 10, generator=torch.Generator().manual_seed(0))
+
+    def answers(encoder: Encoder, classifier: nn.Linear, images: Tensor) -> Tensor:
+        return (F.one_hot(few.labels, 10).float() * 2 + known) * next(sure)
+
+    with mock.patch.object(module, "classify", answers):
+        trained = Trained(few, changed(checks=6, patience=99), validation=few)
+    losses = [row["validation_loss"] for row in trained.rows]
+    assert losses == pytest.approx([losses[0]] * 6, rel=1e-4)
 
 
 def test_validation_is_measured_as_often_as_asked_and_at_the_end(few: ImageSet) -> None:
