@@ -164,9 +164,11 @@ def _loss(
 
 
 class _Watch:
-    """Early stopping: remembers the weights of the lowest validation cross-entropy.
+    """Early stopping: remembers the last weights that validation does not find worse than the best.
 
-    That of calibrated logits, as the classifier will answer: without a temperature of its own each
+    Worse is what has a higher cross-entropy by more than one standard error of the difference,
+    image by image: a hundred images cannot tell smaller ones, and of two lengths that they cannot
+    tell the longer is better on average. Logits are calibrated first, as answers will be: else a
     check would choose the least sure network, not the one that knows most.
     """
 
@@ -176,14 +178,14 @@ class _Watch:
         self.every = max(1, config.steps // config.checks)
         self.patience = config.patience
         self.due = self.every
-        self.lowest = math.inf
-        self.without_gain = 0
+        self.lowest: Tensor | None = None  # loss of each image, (M,)
+        self.worse = 0
         self.best: dict[str, Tensor] = {}
         self.best_step = 0
 
     @property
     def done(self) -> bool:
-        return self.without_gain >= self.patience
+        return self.worse >= self.patience
 
     def check(self, network: nn.Module, step: int, *, last: bool) -> dict[str, Any]:
         """Measure where a check is due; the figures, else nothing."""
@@ -194,14 +196,24 @@ class _Watch:
         assert isinstance(encoder, Encoder) and isinstance(classifier, nn.Linear)
         logits = classify(encoder, classifier, self.validation.images)
         labels = self.validation.labels
-        loss = float(F.cross_entropy(logits / fit_temperature(logits, labels), labels))
+        calibrated = logits / fit_temperature(logits, labels)
+        losses = F.cross_entropy(calibrated, labels, reduction="none")
         figures: dict[str, Any] = {
-            "validation_loss": loss,
+            "validation_loss": float(losses.mean()),
             "validation_accuracy": float((logits.argmax(1) == labels).float().mean()),
         }
-        if loss < self.lowest:
-            self.lowest, self.without_gain, self.best_step = loss, 0, step
-            self.best = deepcopy(network.state_dict())
-            return figures | {"best": True}
-        self.without_gain += 1
-        return figures
+        if self._is_worse(losses):
+            self.worse += 1
+            return figures
+        if self.lowest is None or losses.mean() <= self.lowest.mean():
+            self.lowest = losses
+        self.worse, self.best_step = 0, step
+        self.best = deepcopy(network.state_dict())
+        return figures | {"best": True}
+
+    def _is_worse(self, losses: Tensor) -> bool:
+        if self.lowest is None:
+            return False
+        more = losses - self.lowest
+        doubt = float(more.std()) / math.sqrt(len(more)) if len(more) > 1 else 0.0
+        return float(more.mean()) > doubt
