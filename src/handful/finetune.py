@@ -32,6 +32,10 @@ from handful.splits import ROW_STEPS, batches_per_epoch, endless_batches
 from handful.views import two_views, view
 
 
+SURELY = 2
+"""Standard errors beyond which a difference is taken for one, as with 95 % confidence."""
+
+
 class Length(NamedTuple):
     """How long training went on."""
 
@@ -166,7 +170,7 @@ def _loss(
 class _Watch:
     """Early stopping: remembers the last weights that validation does not find worse than the best.
 
-    Worse is what has a higher cross-entropy by more than one standard error of the difference,
+    Worse is what has a higher cross-entropy by more than two standard errors of the difference,
     image by image: a hundred images cannot tell smaller ones, and of two lengths that they cannot
     tell the longer is better on average. Logits are calibrated first, as answers will be: else a
     check would choose the least sure network, not the one that knows most.
@@ -216,4 +220,4 @@ class _Watch:
             return False
         more = losses - self.lowest
         doubt = float(more.std()) / math.sqrt(len(more)) if len(more) > 1 else 0.0
-        return float(more.mean()) > doubt
+        return float(more.mean()) > SURELY * doubt

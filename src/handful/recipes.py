@@ -71,9 +71,11 @@ RECIPES: dict[str, Recipe] = {
         config=RunConfig(
             recipe="demo",
             control=True,
-            test_views=4,
-            pretext=PretextConfig(loss="sup_con", steps=480, batch_size=125, views=RICH_DIGITS),
-            downstream=DownstreamConfig(steps=500, encoder_rate=0.3, ema=0.95, views=MILD_DIGITS),
+            test_views=8,
+            pretext=PretextConfig(loss="sup_con", steps=160, batch_size=125, views=RICH_DIGITS),
+            downstream=DownstreamConfig(
+                steps=640, patience=25, ema=0.97, views=MILD_DIGITS, curriculum=1.0
+            ),
         ),
     ),
     "fast": Recipe(
@@ -90,7 +92,7 @@ RECIPES: dict[str, Recipe] = {
             # nothing calibrates a run without validation: smoothing about as large as the error
             # rate leaves probabilities that are nearly right
             downstream=DownstreamConfig(
-                steps=320, label_smoothing=0.02, ema=0.95, views=MILD_DIGITS
+                steps=320, label_smoothing=0.02, ema=0.95, views=MILD_DIGITS, curriculum=1.0
             ),
         ),
     ),
@@ -103,11 +105,17 @@ RECIPES: dict[str, Recipe] = {
         config=RunConfig(
             recipe="course",
             control=True,
-            test_views=4,
+            test_views=8,
             data=DataConfig(copies=10),
             pretext=PretextConfig(steps=600, batch_size=128, views=RICH_DIGITS),
             downstream=DownstreamConfig(
-                steps=1000, patience=25, refit=False, encoder_rate=0.3, ema=0.95, views=MILD_DIGITS
+                steps=1000,
+                patience=25,
+                refit=False,
+                encoder_rate=0.3,
+                ema=0.97,
+                views=MILD_DIGITS,
+                curriculum=1.0,
             ),
         ),
     ),
