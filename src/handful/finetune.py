@@ -31,7 +31,6 @@ from handful.optim import (
 from handful.splits import ROW_STEPS, batches_per_epoch, endless_batches
 from handful.views import two_views, view
 
-
 SURELY = 2
 """Standard errors beyond which a difference is taken for one, as with 95 % confidence."""
 
