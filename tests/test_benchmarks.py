@@ -17,7 +17,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))  # `benchmarks` is no part of the package
 
 from benchmarks import __main__ as command
-from benchmarks import ablation, cells, peers, rows, scale
+from benchmarks import ablation, accuracy, cells, peers, rows, scale
 from benchmarks.encoder import SixConvolutions
 from benchmarks.exact import dense, errors
 from benchmarks.loss import projections
@@ -27,8 +27,9 @@ from benchmarks.page import PAGE, page
 from handful.bench import read
 from handful.config import NetworkConfig
 from handful.losses import nt_xent
+from handful.metrics import mean_interval
 from handful.networks import multiply_adds
-from handful.recipes import RICH_DIGITS
+from handful.recipes import RECIPES, RICH_DIGITS
 from handful.splits import batches_per_epoch
 
 ORIGIN = {"commit": "abc1234", "torch": "2.0", "cpu": "a CPU", "threads": 2, "date": "2026-01-31"}
@@ -202,6 +203,20 @@ def test_the_measurements_for_a_gpu_run_on_any_machine(monkeypatch: pytest.Monke
     found = list(gpu.measurements(torch.device("cpu"), small=True))
     assert len(found) == 4
     assert found[-1]["ratio"] > 0
+
+
+def test_figures_in_readme_and_recipes_are_those_of_the_rows() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    several = [group for group in accuracy.newest(read(accuracy.ROWS)) if len(group) > 1]
+    assert len(several) >= 3
+    for group in several:
+        tested = [100 * row["test_accuracy"] for row in group]
+        mean, _, low, high = mean_interval(tested)
+        assert f"{mean:.2f} ({low:.2f}–{high:.2f}), worst {min(tested):.2f}" in readme
+        if group[0]["per_class"] in (None, 50):
+            reaches = RECIPES[group[0]["recipe"]].reaches
+            assert f"{mean:.2f} %" in reaches
+            assert f"(worst {min(tested):.2f})" in reaches
 
 
 def ablated(variant: str, draw: int, accuracy: float) -> dict[str, Any]:
