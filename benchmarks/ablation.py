@@ -104,7 +104,9 @@ def run(options: argparse.Namespace) -> None:
     commit = commit_of_recipes()
     names = options.variants or list(VARIANTS)
     known = {
-        (row["variant"], row["draw"]) for row in _current(read(ROWS)) if commit == row["commit"]
+        (row["variant"], row["draw"])
+        for row in _current(read(ROWS))
+        if commit and commit == row["commit"]
     }
     asked = [(name, draw) for draw in options.draws for name in names]
     missing = [cell for cell in asked if cell not in known]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import math
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,10 +12,9 @@ from unittest import mock
 import pytest
 from PIL import Image
 
-from handful import bench, cli
-from handful.bench import Cell, Point, Row
+from handful import bench, cli, datasets
+from handful.bench import Cell, Row
 from handful.config import DataConfig
-from handful.forecast import Forecast
 
 CELLS = [Cell(5, 100), Cell(5, 101), Cell(10, 100), Cell(10, 101)]
 
@@ -52,12 +49,19 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     monkeypatch.setattr(bench, "apart", apart)
     monkeypatch.setattr(bench, "commit", lambda: "abc1234")
-    monkeypatch.setattr(bench, "_content", lambda data: "0123456789ab")
+    monkeypatch.setattr(bench, "_content", lambda dataset: "0123456789ab")
     return asked
 
 
-def measured(path: Path, cells: Sequence[Cell] = CELLS, **options: Any) -> list[Row]:
-    return bench.labels("photos", "fast", cells, path, **options)
+def measured(
+    path: Path,
+    cells: Sequence[Cell] = CELLS,
+    control: bool | None = None,
+    source: str = "mnist50",
+    **options: Any,
+) -> list[Row]:
+    asked = bench.setting(source, "fast", options.get("assignments", ()), control)
+    return bench.labels(asked, cells, path, **options)
 
 
 def test_only_what_is_missing_is_run(tmp_path: Path, runs: list[list[str]]) -> None:
@@ -77,7 +81,7 @@ def test_only_what_is_missing_is_run(tmp_path: Path, runs: list[list[str]]) -> N
 def test_a_row_says_what_made_it(tmp_path: Path, runs: list[list[str]]) -> None:
     (row,) = measured(tmp_path / "rows.jsonl", CELLS[:1])
     assert row["commit"] == "abc1234"
-    assert row["source"] == "photos"
+    assert row["source"] == "mnist50"
     assert row.keys() >= {"version", "asked", "seed", "draw", "seconds", "test_interval"}
     assert json.loads((tmp_path / "rows.jsonl").read_text()) == row
 
@@ -126,7 +130,7 @@ def test_code_that_changes_meanwhile_leaves_rows_without_a_name(
 def test_what_tells_runs_apart_is_not_set_for_all(
     tmp_path: Path, runs: list[list[str]], setting: str
 ) -> None:
-    with pytest.raises(ValueError, match=r"`bench labels` takes that from (--|SOURCE)"):
+    with pytest.raises(ValueError, match=r"--set \S+: here (--\S+|SOURCE) says that"):
         measured(tmp_path / "rows.jsonl", assignments=[setting])
     assert runs == []
 
@@ -145,7 +149,10 @@ def test_a_control_runs_where_there_is_a_contrast_to_leave_out(
 
 def test_rows_are_of_what_a_source_holds(idx_folder: Callable[[int, int], Path]) -> None:
     one, other, fewer = idx_folder(4, 5), idx_folder(4, 5), idx_folder(3, 5)
-    found = [bench._content(DataConfig(source=str(source))) for source in (one, other, fewer)]
+    found = [
+        bench._content(datasets.load(DataConfig(source=str(source))))
+        for source in (one, other, fewer)
+    ]
     assert found[0] == found[1] != found[2]
 
 
@@ -180,59 +187,12 @@ def test_what_fails_is_named_and_what_was_done_stays(
     assert len(runs) == 4
 
 
-def test_without_test_images_there_is_nothing_to_measure(
-    tmp_path: Path, runs: list[list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def untested(source: str, options: Sequence[str], threads: int | None = None) -> Row:
-        return {**summary_of(options), "test_accuracy": None}
-
-    monkeypatch.setattr(bench, "apart", untested)
-    with pytest.raises(ValueError, match="photos leaves no test images"):
-        measured(tmp_path / "rows.jsonl")
-    assert not (tmp_path / "rows.jsonl").exists()
-
-
 def test_a_damaged_file_is_named(tmp_path: Path, runs: list[list[str]]) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"per_class": 5}\n{"per_cl')
     with pytest.raises(ValueError, match=r"rows\.jsonl is damaged"):
         measured(path)
     assert runs == []
-
-
-def test_points_gather_the_rows_of_each_number_of_labels(
-    tmp_path: Path, runs: list[list[str]]
-) -> None:
-    rows = measured(tmp_path / "rows.jsonl", CELLS[::-1])
-    rows[0] |= {"control_test_accuracy": None, "control_difference": None}
-    five, ten = bench.points(rows)
-    assert (five.per_class, ten.per_class) == (5, 10)
-    assert five.accuracies == pytest.approx([0.9351, 0.935])
-    assert ten.accuracies == pytest.approx([0.9601, 0.96])
-    assert ten.controls == pytest.approx([0.95])
-    assert ten.gains == [0.01]
-    assert five.images == 10_000
-
-
-@pytest.mark.parametrize("controls", [[0.97, 0.96], []])
-def test_the_figure_is_a_picture(controls: list[float]) -> None:
-    points = [
-        Point(n, 1000, [1 - 1 / n, 1 - 2 / n], controls, [0.0] * len(controls)) for n in (5, 50)
-    ]
-    expected = Forecast(100, 0.98, 0.97, 0.985)
-    for on_mnist, ahead in ((False, None), (True, None), (False, expected)):
-        picture = Image.open(
-            io.BytesIO(bench.figure(points, "best", on_mnist=on_mnist, ahead=ahead))
-        )
-        assert picture.format == "PNG"
-
-
-def test_one_run_has_no_interval() -> None:
-    assert bench._mean(5, [0.9]) == (5, 0.9, None)
-    per_class, mean, interval = bench._mean(5, [0.9, 0.92])
-    assert (per_class, mean) == (5, pytest.approx(0.91))
-    assert interval is not None
-    assert all(math.isfinite(bound) for bound in interval)
 
 
 def test_the_commit_is_that_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,10 +260,11 @@ def test_a_run_without_a_control_leaves_a_row(
 def test_a_curve_is_learned_from_parts_of_the_smallest_class(
     idx_folder: Callable[[int, int], Path],
 ) -> None:
-    assert bench.curve(str(idx_folder(19, 5))) == ([2, 4, 9], 19)
-    source = str(idx_folder(7, 5))
-    with pytest.raises(ValueError, match=rf"a class of {source} has 7 labelled images.* takes 8"):
-        bench.curve(source)
+    assert bench.curve(bench.setting(str(idx_folder(19, 5)), None)) == ([2, 4, 9], 19)
+    few = bench.setting(str(idx_folder(7, 5)), None)
+    with pytest.raises(ValueError, match=r"a class of .* has 7 labelled images.* takes 8"):
+        bench.curve(few)
+    assert bench.curve(few, [2, 3]) == ([2, 3], 7)
 
 
 def test_learn_curve_says_what_twice_the_labels_would_give(
@@ -316,14 +277,71 @@ def test_learn_curve_says_what_twice_the_labels_would_give(
     assert cli.main([*words, "--draws=0-1"]) == 0
     shown = capsys.readouterr()
     assert "with 16 labels a class, twice what there is, expect " in shown.out
-    assert "(80 % interval of one run)" in shown.out
+    assert "(80 % interval of one run, if errors go on falling as a power" in shown.out
     assert [run[0] for run in runs] == [f"--per-class={n}" for n in (1, 1, 2, 2, 4, 4)]
     assert all("--no-control" in run for run in runs)
-    with Image.open(tmp_path / "labels.png") as picture:
+    with Image.open(tmp_path / "curve.png") as picture:
         assert picture.format == "PNG"
     assert cli.main([*words, "--draws=0-1", "--per-class=1,4", "--at=9"]) == 0
     assert "with 9 labels a class expect " in capsys.readouterr().out
     assert len(runs) == 6
+
+
+def test_a_recipe_of_fixed_length_may_have_members(idx_folder: Callable[[int, int], Path]) -> None:
+    """Settings are laid over the recipe that is asked for and over no other."""
+    asked = bench.setting(str(idx_folder(8, 0)), "fast", ["members=3"])
+    assert bench.curve(asked) == ([1, 2, 4], 8)
+    assert asked.members == 3
+
+
+def test_too_few_runs_for_a_curve_are_refused_before_they_are_made(
+    idx_folder: Callable[[int, int], Path],
+    capsys: pytest.CaptureFixture[str],
+    runs: list[list[str]],
+) -> None:
+    words = ["learn-curve", str(idx_folder(8, 0)), "--recipe=fast", "--draws=0"]
+    assert cli.main(words) == 2
+    assert "at least 4 runs at 2 numbers of labels, got 3 at 3" in capsys.readouterr().err
+    assert runs == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "per_class", "told"),
+    [
+        ([], 8, r"of a class with 8 labelled images 8 leave none: at most 7 per class"),
+        (["data.unlabelled=true"], 4, r"which data\.unlabelled = true or .* keeps from it"),
+        (["data.holdout=0"], 4, r"which .* data\.holdout = 0 keeps from it"),
+    ],
+)
+def test_labels_that_train_do_not_test(
+    idx_folder: Callable[[int, int], Path],
+    tmp_path: Path,
+    runs: list[list[str]],
+    settings: list[str],
+    per_class: int,
+    told: str,
+) -> None:
+    source, path = str(idx_folder(8, 0)), tmp_path / "rows.jsonl"
+    with pytest.raises(ValueError, match=told):
+        measured(path, [Cell(per_class, 1)], source=source, assignments=settings)
+    assert runs == []
+    assert measured(path, [Cell(7, 1)], source=source)
+
+
+def test_a_run_that_breaks_leaves_the_rows_of_others_and_its_name(
+    tmp_path: Path, runs: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in: Callable[..., Row] = bench.apart
+
+    def breaking(source: str, options: Sequence[str], threads: int | None = None) -> Row:
+        if "--draw=101" in options:
+            raise RuntimeError("a run ended with -9")
+        return stand_in(source, options, threads)
+
+    monkeypatch.setattr(bench, "apart", breaking)
+    with pytest.raises(RuntimeError, match=r"^5 per class, draw 101, seed 0: a run ended with -9"):
+        measured(tmp_path / "rows.jsonl", CELLS[:2])
+    assert [row["draw"] for row in bench.read(tmp_path / "rows.jsonl")] == [100]
 
 
 def test_a_run_that_breaks_is_not_taken_for_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,14 +351,6 @@ def test_a_run_that_breaks_is_not_taken_for_a_mistake(monkeypatch: pytest.Monkey
     monkeypatch.setattr(bench.subprocess, "run", broken)
     with pytest.raises(RuntimeError, match=r"ended with -9:\nTraceback\nZeroDivisionError"):
         bench.apart("photos", [])
-
-
-def test_figures_of_others_stand_beside_the_same_labels_and_images_alone(
-    idx_folder: Callable[[int, int], Path],
-) -> None:
-    assert bench.comparable("mnist50")
-    assert not bench.comparable("mnist50", ["data.unlabelled=true"])
-    assert not bench.comparable(str(idx_folder(3, 5)))
 
 
 def test_a_run_that_cannot_be_is_one_line(

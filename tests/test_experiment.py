@@ -270,7 +270,7 @@ def test_rows_are_those_of_the_stages_in_their_order(whole: Whole) -> None:
 
 
 def test_the_length_that_validation_chose_is_the_length_of_the_refit(whole: Whole) -> None:
-    chosen = [row["step"] for row in whole.rows if row["stage"] == "selection" and row.get("best")]
+    chosen = [row["step"] for row in whole.rows if row["stage"] == "selection" and row.get("kept")]
     refit = [row["step"] for row in whole.rows if row["stage"] == "downstream"]
     assert whole.summary["selected_step"] == chosen[-1] == refit[-1]
     assert whole.summary["validation_accuracy"] is not None

@@ -55,7 +55,15 @@ def test_no_error_is_no_reason_to_stop() -> None:
     assert 0.9 < found.low <= found.accuracy <= found.high <= 1
 
 
-@pytest.mark.parametrize("sizes", [[5, 10], [5, 5, 5]])
+def test_errors_that_do_not_fall_are_taken_to_stay() -> None:
+    found = forecast(SIZES, [0.95 - n / 1000 for n in SIZES], [1000] * 9, 40)
+    assert found.accuracy == pytest.approx(
+        1 - np.exp(np.mean(np.log([0.05 + n / 1000 for n in SIZES]))), abs=1e-3
+    )
+    assert found.low < found.accuracy < found.high
+
+
+@pytest.mark.parametrize("sizes", [[5, 10, 20], [5, 5, 5, 5]])
 def test_too_little_for_a_line_is_refused(sizes: list[int]) -> None:
-    with pytest.raises(ValueError, match="at least three runs at two numbers of labels"):
+    with pytest.raises(ValueError, match="at least 4 runs at 2 numbers of labels, got"):
         forecast(sizes, [0.9] * len(sizes), [100] * len(sizes), 40)

@@ -180,7 +180,7 @@ def test_curves_show_what_there_is(layout: plots.Layout) -> None:
     assert titles(plots.curves(rows("pretext", loss=5), layout)) == ["Pretext loss"]
     health = rows("pretext", loss=5, alignment=1, uniformity=-2, effective_rank=9, knn_accuracy=0.9)
     chosen = rows("selection", loss=2, validation_loss=1, validation_accuracy=0.9)
-    chosen[1]["best"] = True
+    chosen[1]["kept"] = True
     figure = plots.curves(health + chosen + rows("downstream", loss=1), layout)
     assert titles(figure) == [
         "Pretext loss", "kNN accuracy, %", "Effective rank", "Alignment, uniformity",
@@ -222,12 +222,12 @@ def test_the_control_is_thin_and_grey_beside_ours() -> None:
     control, ours = figure.axes[0].lines
     assert control.get_linewidth() < ours.get_linewidth()
     assert list(control.get_ydata()) == [3, 1.5]
-    assert {"pretrained", "control"} <= set(texts(figure))
+    assert {"with contrast", "control"} <= set(texts(figure))
 
 
 def test_the_last_best_row_is_the_stopping_point() -> None:
     chosen = rows("selection", validation_loss=1)
-    chosen[0]["best"] = chosen[1]["best"] = True
+    chosen[0]["kept"] = chosen[1]["kept"] = True
     figure = plots.curves(chosen)
     assert figure is not None
     assert figure.axes[0].lines[-1].get_xydata().tolist() == [[2, 0.5]]  # type: ignore[union-attr]

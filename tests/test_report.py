@@ -73,7 +73,7 @@ def training_rows(control: bool = True) -> list[dict[str, Any]]:
             if "selection" in stage:
                 row["validation_loss"] = 0.2 * lag + math.exp(-8 * t) + 0.1 * max(0, t - 0.6)
                 row["validation_accuracy"] = 0.98 - 0.01 * lag - 0.4 * math.exp(-9 * t)
-                row |= {"best": True} if check == 16 else {}
+                row |= {"kept": True} if check == 16 else {}
             rows.append(row)
     return rows
 

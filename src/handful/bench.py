@@ -1,4 +1,4 @@
-"""Accuracy against labels: one recipe on many draws, each run a process of its own.
+"""One recipe on many draws, each run a process of its own.
 
 Rows are kept as they come, so that what was interrupted goes on where it stopped.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import subprocess
 import sys
@@ -19,10 +18,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from handful import __version__, datasets, plots
-from handful.config import DataConfig, assignment
-from handful.forecast import Forecast, forecast
-from handful.metrics import mean_interval
+from handful import __version__, datasets
+from handful.config import RunConfig, assignment
+from handful.datasets import Dataset
 from handful.recipes import compose
 from handful.runs import RunFolder
 
@@ -46,13 +44,6 @@ ELSEWHERE = {
     "recipe": "--recipe",
 }
 """Settings that tell one run from another: not to be set for all."""
-PUBLISHED = (
-    (30, 0.9629, "harmonic net 2019"),
-    (100, 0.9816, "harmonic net"),
-    (200, 0.9879, "harmonic net"),
-)
-"""MNIST's test accuracy from 300, 1,000 and 2,000 labelled images in all and no others, as arXiv
-1905.00135 is quoted: not every figure that there is."""
 
 
 class Cell(NamedTuple):
@@ -71,45 +62,55 @@ class Cell(NamedTuple):
         return [f"--{name}={value}" for name, value in named.items()]
 
 
+def setting(
+    source: str, recipe: str | None, assignments: Sequence[str] = (), control: bool | None = None
+) -> RunConfig:
+    """What every run has in common.
+
+    control: also train by cross-entropy alone; None does where the recipe contrasts.
+    Raises ValueError as `compose`, and for a setting that tells one run from another.
+    """
+    for key, _ in map(assignment, assignments):
+        if key in ELSEWHERE:
+            raise ValueError(f"--set {key}: here {ELSEWHERE[key]} says that")
+    plain, _ = compose(source, recipe, None, {}, assignments)
+    control = plain.contrasts if control is None else control
+    return compose(source, recipe, None, {"control": control}, assignments)[0]
+
+
 def labels(
-    source: str,
-    recipe: str,
+    asked: RunConfig,
     cells: Sequence[Cell],
     path: Path,
     *,
-    control: bool | None = None,
     assignments: Sequence[str] = (),
     jobs: int = 1,
     on_row: Callable[[Cell, Row], None] | None = None,
 ) -> list[Row]:
     """A row for each cell: those that the file `path` holds, and runs for the others.
 
-    A row of other images, another commit, version or setting does not count. What of the package is
-    not committed, or changed while the run went on, has no name: its rows are kept and never taken
-    for another's.
-    control: also train by cross-entropy alone; None does where the recipe contrasts.
+    asked: from `setting`, with the same assignments. A row of other images, another commit, version
+    or setting does not count. What of the package is not committed, or changed while the run went
+    on, has no name: its rows are kept and never taken for another's.
     jobs: runs at a time, each with its share of the cores. on_row: called with each new row.
-    Raises ValueError with the cell and the run's own message where one fails; rows stay.
+    Raises ValueError with the cell and the run's own message where one is refused, RuntimeError
+    where one breaks; rows stay.
     """
-    _check(assignments)
-    setting, _ = compose(source, recipe, None, {}, assignments)
-    control = setting.contrasts if control is None else control
-    setting, _ = compose(source, recipe, None, {"control": control}, assignments)
-    made_of = origin()
+    source, made_of = asked.data.source, origin()
+    dataset = datasets.load(asked.data)
+    _check_test(asked, dataset, max(cell.per_class for cell in cells))
     made_by = {
         "source": source,
-        "data": _content(setting.data),
-        "asked": _digest(setting.to_toml().encode()),
+        "data": _content(dataset),
+        "asked": _digest(asked.to_toml().encode()),
         **made_of,
     }
     held = {} if made_by["commit"] == UNCOMMITTED else _held(read(path), made_by)
-    options = [f"--recipe={setting.recipe}", "--control" if control else "--no-control"]
+    options = [f"--recipe={asked.recipe}", "--control" if asked.control else "--no-control"]
     # nobody sees the maps; what somebody sets comes later and counts
     options += [f"--set={one}" for one in ("tsne=false", *assignments)]
     missing = [cell for cell in cells if cell not in held]
     for cell, summary in _each(source, missing, options, jobs):
-        if summary["test_accuracy"] is None:
-            raise ValueError(f"{source} leaves no test images to measure on: give it more labels")
         held[cell] = {name: summary[name] for name in KEPT} | made_by
         if origin() != made_of:
             held[cell]["commit"] = UNCOMMITTED
@@ -119,28 +120,35 @@ def labels(
     return [held[cell] for cell in cells]
 
 
-def _check(assignments: Sequence[str]) -> None:
-    for key, _ in map(assignment, assignments):
-        if key in ELSEWHERE:
-            raise ValueError(f"--set {key}: `bench labels` takes that from {ELSEWHERE[key]}")
+def _check_test(asked: RunConfig, dataset: Dataset, per_class: int) -> None:
+    """Raises ValueError where a run would have to test on labels that it was to train with."""
+    if dataset.test is not None:
+        return
+    most = _fewest(dataset)
+    told = f"{asked.data.source} has no test images of its own: labels that are not drawn test"
+    if asked.data.unlabelled or not asked.data.holdout:
+        raise ValueError(f"{told}, which data.unlabelled = true or data.holdout = 0 keeps from it")
+    if per_class >= most:
+        raise ValueError(
+            f"{told}, and of a class with {most} labelled images {per_class} leave none: "
+            f"at most {most - 1} per class"
+        )
 
 
-def _content(data: DataConfig) -> str:
-    """Names the images and labels that a source holds now."""
-    found = datasets.load(data)
-    parts = [found.train] if found.test is None else [found.train, found.test]
+def _fewest(dataset: Dataset) -> int:
+    """Labelled images of the class that has fewest."""
+    return int(dataset.train.class_counts.min())
+
+
+def _content(dataset: Dataset) -> str:
+    """Names images and labels as they are."""
+    parts = [dataset.train] if dataset.test is None else [dataset.train, dataset.test]
     held = [array for part in parts for array in (part.fingerprints(), part.labels.numpy())]
     return _digest(b"".join(array.tobytes() for array in held))
 
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:12]
-
-
-def comparable(source: str, assignments: Sequence[str] = ()) -> bool:
-    """Whether `PUBLISHED` was measured with the same kind of labels on the same test images."""
-    data = compose(source, None, None, {}, assignments)[0].data
-    return not (data.dev or data.unlabelled) and datasets.scores_on_mnist(source)
 
 
 def origin() -> Row:
@@ -207,8 +215,8 @@ def _each(
 
     After one that fails none is begun; those under way still come, and then its error.
     """
+    failure: ValueError | RuntimeError | None = None
     threads = max(1, torch.get_num_threads() // jobs) if jobs > 1 else None
-    failure: ValueError | None = None
     pool = ThreadPoolExecutor(jobs)
     try:
         started = {
@@ -219,8 +227,8 @@ def _each(
                 yield started[done], done.result()
             except CancelledError:
                 pass
-            except ValueError as error:
-                failure = failure or ValueError(f"{started[done]}: {error}")
+            except (ValueError, RuntimeError) as error:
+                failure = failure or type(error)(f"{started[done]}: {error}")
                 for other in started:
                     other.cancel()
     finally:
@@ -229,16 +237,19 @@ def _each(
         raise failure
 
 
-def apart(source: str, options: Sequence[str], threads: int | None = None) -> Row:
-    """The summary of a run in a process of its own, whose folder goes with it.
+def apart(
+    source: str, options: Sequence[str], threads: int | None = None, out: Path | None = None
+) -> Row:
+    """The summary of a run in a process of its own.
 
     options: more words for `handful train`. threads: of the processor; None leaves that open.
+    out: the run folder; None takes one that goes with the process.
     Raises ValueError with the run's own message where it is refused, RuntimeError with all that it
     said where it breaks.
     """
     limit: Mapping[str, str] = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "run"
+        out = out or Path(folder) / "run"
         words = [sys.executable, "-m", "handful", "train", source, f"--out={out}", "--quiet"]
         done = subprocess.run(
             [*words, *options], env={**os.environ, **limit}, capture_output=True, text=True
@@ -250,84 +261,16 @@ def apart(source: str, options: Sequence[str], threads: int | None = None) -> Ro
         return RunFolder(out).summary()
 
 
-def curve(source: str, assignments: Sequence[str] = ()) -> tuple[list[int], int]:
-    """What to learn a curve from: numbers of labels per class, and how many there are.
+def curve(asked: RunConfig, sizes: Sequence[int] | None = None) -> tuple[Sequence[int], int]:
+    """Numbers of labels per class to learn a curve from, and how many there are.
 
-    An eighth, a quarter and a half of what the class with the fewest has: what is left over tests
-    where nothing else does. Raises ValueError where that is too little.
+    Without `sizes` an eighth, a quarter and a half of what the class with the fewest has.
+    Raises ValueError where that is too little.
     """
-    images = datasets.load(compose(source, None, None, {}, assignments)[0].data).train.labelled()
-    most = int(images.class_counts.min())
-    if most < FEWEST:
+    most = _fewest(datasets.load(asked.data))
+    if sizes is None and most < FEWEST:
         raise ValueError(
-            f"a class of {source} has {most} labelled images: a learning curve takes {FEWEST}"
+            f"a class of {asked.data.source} has {most} labelled images: a learning curve takes "
+            f"{FEWEST}"
         )
-    return sorted(most // part for part in (8, 4, 2)), most
-
-
-class Point(NamedTuple):
-    """All rows of one number of labels: shares of one, in the order of the rows."""
-
-    per_class: int
-    images: int
-    """Test images of a run; of the smallest where runs left different ones over."""
-    accuracies: list[float]
-    controls: list[float]
-    """Empty where no control was run, as are the gains over it."""
-    gains: list[float]
-
-
-def points(rows: Sequence[Row]) -> list[Point]:
-    """By numbers of labels, ascending."""
-    found = []
-    for per_class in sorted({row["per_class"] for row in rows}):
-        some = [row for row in rows if row["per_class"] == per_class]
-        compared = [row for row in some if row["control_test_accuracy"] is not None]
-        found.append(
-            Point(
-                per_class,
-                min(row["test_images"] for row in some),
-                [row["test_accuracy"] for row in some],
-                [row["control_test_accuracy"] for row in compared],
-                [row["control_difference"]["difference"] for row in compared],
-            )
-        )
-    return found
-
-
-def expected(rows: Sequence[Row], at: int) -> Forecast:
-    """What one more run, of `at` labels per class, should give. Raises ValueError as `forecast`."""
-    return forecast(
-        [row["per_class"] for row in rows],
-        [row["test_accuracy"] for row in rows],
-        [row["test_images"] for row in rows],
-        at,
-    )
-
-
-def figure(
-    found: Sequence[Point],
-    recipe: str,
-    *,
-    on_mnist: bool = False,
-    ahead: Forecast | None = None,
-) -> bytes:
-    """PNG of accuracy against labels, beside other people's figures where `on_mnist`.
-
-    ahead: what is expected beyond them.
-    """
-    lines = {recipe: [_mean(point.per_class, point.accuracies) for point in found]}
-    if all(point.controls for point in found):
-        control = [_mean(point.per_class, point.controls) for point in found]
-        lines["control, no contrast"] = control
-    if ahead:
-        last, mean, _ = lines[recipe][-1]
-        there = (ahead.per_class, ahead.accuracy, (ahead.low, ahead.high))
-        lines["expected, 80 % interval"] = [(last, mean, None), there]
-    runs = [(point.per_class, accuracy) for point in found for accuracy in point.accuracies]
-    return plots.png(plots.labels(lines, runs, PUBLISHED if on_mnist else ()))
-
-
-def _mean(per_class: int, accuracies: list[float]) -> tuple[int, float, tuple[float, float] | None]:
-    mean, _, low, high = mean_interval(accuracies)
-    return per_class, mean, None if math.isnan(low) else (max(low, 0.0), min(high, 1.0))
+    return sizes or sorted(most // part for part in (8, 4, 2)), most

@@ -47,12 +47,13 @@ Source = Annotated[
     ),
 ]
 Draws = Annotated[str, typer.Option(metavar="NUMBERS", help="Which images those are, a run each.")]
+Seeds = Annotated[str, typer.Option(metavar="NUMBERS", help="A run each as well.")]
 AnyRecipe = Annotated[
     str | None, typer.Option("--recipe", help="See `handful recipes`.", show_default="as in train")
 ]
 RowsOut = Annotated[
     Path | None,
-    typer.Option("--out", help="Folder of rows and figure. Default: runs/SOURCE-RECIPE-labels."),
+    typer.Option("--out", help="Folder of rows and figure. Default: beside the runs."),
 ]
 Jobs = Annotated[int, typer.Option(min=1, help="Runs at a time; they share the cores.")]
 Assignments = Annotated[
@@ -280,7 +281,7 @@ def labels(
         str, typer.Option(metavar="NUMBERS", help="Labelled images per class: 5,10,20-22.")
     ],
     draws: Draws = "100-104",
-    seeds: Annotated[str, typer.Option(metavar="NUMBERS", help="A run each as well.")] = "0",
+    seeds: Seeds = "0",
     recipe: AnyRecipe = None,
     out: RowsOut = None,
     control: Annotated[
@@ -304,12 +305,14 @@ def labels(
         for draw in numbers("--draws", draws)
         for seed in numbers("--seeds", seeds)
     ]
-    from handful import bench
+    from handful import bench, efficiency
 
-    on_mnist = bench.comparable(source, assignments or [])
-    rows, name, place = _rows(source, recipe, cells, out, control, jobs, assignments)
-    found = bench.points(rows)
-    (place / "labels.png").write_bytes(bench.figure(found, name, on_mnist=on_mnist))
+    asked = bench.setting(source, recipe, assignments or [], control)
+    on_mnist = efficiency.comparable(asked)
+    rows, place = _rows(asked, cells, out, "labels", jobs, assignments)
+    found = efficiency.points(rows)
+    figure = efficiency.figure(found, asked.recipe, on_mnist=on_mnist)
+    (place / "labels.png").write_bytes(figure)
     typer.echo(f"{screen.efficiency(found)}\n\nrows and figure  {place}")
 
 
@@ -333,6 +336,7 @@ def learn_curve(
         ),
     ] = None,
     draws: Draws = "0-2",
+    seeds: Seeds = "0",
     recipe: AnyRecipe = None,
     out: RowsOut = None,
     jobs: Jobs = 1,
@@ -342,45 +346,42 @@ def learn_curve(
 
     Repeated, it runs only what is missing.
     """
-    asked = None if per_class is None else numbers("--per-class", per_class)
-    drawn = numbers("--draws", draws)
-    from handful import bench
+    wanted = None if per_class is None else numbers("--per-class", per_class)
+    drawn, seeded = numbers("--draws", draws), numbers("--seeds", seeds)
+    from handful import bench, efficiency, forecast
 
-    sizes, labelled = bench.curve(source, assignments or [])
-    cells = [(size, draw, 0) for size in asked or sizes for draw in drawn]
-    rows, name, place = _rows(source, recipe, cells, out, False, jobs, assignments)
-    found, ahead = bench.points(rows), bench.expected(rows, at or 2 * labelled)
-    (place / "labels.png").write_bytes(bench.figure(found, name, ahead=ahead))
+    asked = bench.setting(source, recipe, assignments or [], control=False)
+    sizes, labelled = bench.curve(asked, wanted)
+    cells = [(size, draw, seed) for size in sizes for draw in drawn for seed in seeded]
+    forecast.check([size for size, *_ in cells])
+    rows, place = _rows(asked, cells, out, "curve", jobs, assignments)
+    found, ahead = efficiency.points(rows), efficiency.expected(rows, at or 2 * labelled)
+    (place / "curve.png").write_bytes(efficiency.figure(found, asked.recipe, ahead=ahead))
     told = screen.expectation(ahead, labelled, found[0].images)
     typer.echo(f"{screen.efficiency(found)}\n\n{told}\nrows and figure  {place}")
 
 
 def _rows(
-    source: str,
-    recipe: str | None,
+    asked: RunConfig,
     cells: Sequence[tuple[int, int, int]],
     out: Path | None,
-    control: bool | None,
+    kind: str,
     jobs: int,
     assignments: list[str] | None,
-) -> tuple[list[Row], str, Path]:
-    """A row for each cell (labels per class, draw, seed), the recipe's name and their folder."""
+) -> tuple[list[Row], Path]:
+    """A row for each cell (labels per class, draw, seed), and the folder that holds them."""
     from handful import bench
-    from handful.recipes import recipe_for
 
-    settings = recipe_for(source, recipe)
-    place = out or default_out(settings).with_name(f"{default_out(settings).name}-labels")
+    place = out or default_out(asked).with_name(f"{default_out(asked).name}-{kind}")
     rows = bench.labels(
-        source,
-        settings.recipe,
+        asked,
         [bench.Cell(*cell) for cell in cells],
         place / "rows.jsonl",
-        control=control,
         assignments=assignments or [],
         jobs=jobs,
         on_row=lambda cell, row: typer.echo(screen.cell(cell, row), err=True),
     )
-    return rows, settings.recipe, place
+    return rows, place
 
 
 @app.command()

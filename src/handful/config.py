@@ -151,7 +151,7 @@ class DownstreamConfig(Frozen):
     checks: Count = 25
     """How often validation is measured over the whole length."""
     patience: Count = 8
-    """Checks without a lower validation cross-entropy after which training stops."""
+    """Checks in a row that validation finds worse than the best, after which training stops."""
     refit: bool = True
     """Train once more on all labels for the length that validation chose."""
     views: ViewsConfig = ViewsConfig()

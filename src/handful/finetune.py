@@ -32,7 +32,7 @@ from handful.splits import ROW_STEPS, batches_per_epoch, endless_batches
 from handful.views import two_views, view
 
 SURELY = 2
-"""Standard errors beyond which a difference is taken for one, as with 95 % confidence."""
+"""Standard errors of a difference beyond which it is taken for one."""
 
 
 class Length(NamedTuple):
@@ -61,8 +61,8 @@ def finetune(
     """Train the classifier, and the encoder unless it is frozen, in place.
 
     images: labelled. With `validation`, its cross-entropy is measured `config.checks` times, the
-    best weights are restored, and training stops after `config.patience` checks without a better
-    one.
+    last weights that it does not find worse than the best are restored (see `_Watch`), and training
+    stops after `config.patience` checks in a row that are worse.
 
     head: what the contrast beside cross-entropy projects with, trained in place as well; it takes
         two views of each image. None leaves the contrast out.
@@ -113,8 +113,8 @@ def finetune(
         if watch.done:
             break
     encoder.requires_grad_(True)
-    network.load_state_dict(watch.best or current.state_dict())
-    return Length(watch.best_step if watch.best else step, encoded)
+    network.load_state_dict(watch.kept or current.state_dict())
+    return Length(watch.kept_step if watch.kept else step, encoded)
 
 
 def _optimizer(
@@ -170,9 +170,10 @@ class _Watch:
     """Early stopping: remembers the last weights that validation does not find worse than the best.
 
     Worse is what has a higher cross-entropy by more than two standard errors of the difference,
-    image by image: a hundred images cannot tell smaller ones, and of two lengths that they cannot
-    tell the longer is better on average. Logits are calibrated first, as answers will be: else a
-    check would choose the least sure network, not the one that knows most.
+    image by image: a hundred images tell no smaller ones. Of two lengths that they cannot tell the
+    longer is taken; that it is the better one on average is an assumption, made by a few
+    development draws of MNIST. Logits are calibrated first, as answers will be: else a check would
+    choose the least sure network, not the one that knows most.
     """
 
     def __init__(self, config: DownstreamConfig, validation: ImageSet | None) -> None:
@@ -183,8 +184,8 @@ class _Watch:
         self.due = self.every
         self.lowest: Tensor | None = None  # loss of each image, (M,)
         self.worse = 0
-        self.best: dict[str, Tensor] = {}
-        self.best_step = 0
+        self.kept: dict[str, Tensor] = {}
+        self.kept_step = 0
 
     @property
     def done(self) -> bool:
@@ -210,13 +211,13 @@ class _Watch:
             return figures
         if self.lowest is None or losses.mean() <= self.lowest.mean():
             self.lowest = losses
-        self.worse, self.best_step = 0, step
-        self.best = deepcopy(network.state_dict())
-        return figures | {"best": True}
+        self.worse, self.kept_step = 0, step
+        self.kept = deepcopy(network.state_dict())
+        return figures | {"kept": True}
 
     def _is_worse(self, losses: Tensor) -> bool:
         if self.lowest is None:
             return False
         more = losses - self.lowest
         doubt = float(more.std()) / math.sqrt(len(more)) if len(more) > 1 else 0.0
-        return float(more.mean()) > SURELY * doubt
+        return not float(more.mean()) <= SURELY * doubt  # what is no number is worse

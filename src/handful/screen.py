@@ -16,7 +16,7 @@ from handful.wording import between, duration, percent, points, points_between
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from handful.bench import Point
+    from handful.efficiency import Point
     from handful.forecast import Forecast
     from handful.predictor import Answer
 
@@ -237,10 +237,13 @@ def efficiency(found: Iterable[Point]) -> str:
 
 def expectation(ahead: Forecast, labelled: int, images: int) -> str:
     """`learn-curve`: what more labels would give, of `labelled` a class that there are."""
+    from handful.forecast import SHARE  # imports numpy
+
     more = ", twice what there is," if ahead.per_class == 2 * labelled else ""
     return (
         f"with {ahead.per_class:,} labels a class{more} expect "
-        f"{between((ahead.low, ahead.high), images)} (80 % interval of one run)"
+        f"{between((ahead.low, ahead.high), images)}\n({100 * SHARE:.0f} % interval of one run, if "
+        "errors go on falling as a power of the number of labels)"
     )
 
 

@@ -173,7 +173,7 @@ def _with_its_length(member: Member) -> Trained:
 
 
 def _of_length(config: DownstreamConfig, chosen: Trained) -> DownstreamConfig:
-    """The same training with its schedule brought to an end where validation was best.
+    """The same training with its schedule brought to an end where validation chose.
 
     Stopped on the longer schedule, at half its rate, it would be left unfinished.
     """

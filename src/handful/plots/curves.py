@@ -114,12 +114,12 @@ def _classifier_panels(rows: Rows) -> list[_Panel]:
     ours = "selection" if "selection" in stages else "downstream"
     final = _series(rows, "downstream", "loss") or _series(rows, "selection", "loss")
     panels = [_Panel("Classifier loss", _series(rows, "control", "loss", CONTROL) + final)]
-    best = [row for row in rows if row.get("stage") == ours and row.get("best")]
+    kept = [row for row in rows if row.get("stage") == ours and row.get("kept")]
     for title, key in (
         ("Validation loss", "validation_loss"),
         ("Validation accuracy", "validation_accuracy"),
     ):
-        chosen = best[-1] if best and _finite(best[-1].get(key)) else None
+        chosen = kept[-1] if kept and _finite(kept[-1].get(key)) else None
         mark = (float(chosen["step"]), _scale(key) * float(chosen[key])) if chosen else None
         panels.append(_Panel(title, _series(rows, ours, key), key == "validation_accuracy", mark))
     return [panel for panel in panels if panel.lines]
@@ -129,7 +129,7 @@ def _key_of(panels: Sequence[_Panel]) -> list[tuple[str, str, str]]:
     """Colour, line style and text of what needs explaining below the panels."""
     key: list[tuple[str, str, str]] = []
     if any(line.colour == CONTROL for panel in panels for line in panel.lines):
-        key += [(OURS, "-", "pretrained"), (CONTROL, "-", "control")]
+        key += [(OURS, "-", "with contrast"), (CONTROL, "-", "control")]
     if any(panel.mark for panel in panels):
         key.append((ACCENT, "o", "stopping point"))
     return key

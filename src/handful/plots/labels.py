@@ -78,7 +78,7 @@ def _line(axes: Axes, name: str, line: Line, colour: str, shift: float) -> None:
     axes.plot(x, y, "o-", color=colour, linewidth=1.6, markersize=5.5, label=name, zorder=3)
     for n, (_, _, interval) in zip(x, line, strict=True):
         if interval is not None:
-            ends = [_error(min(bound, 1.0)) for bound in interval]
+            ends = [_error(bound) for bound in interval]
             axes.plot([n, n], ends, color=colour, linewidth=1.2, zorder=3)
 
 
