@@ -78,13 +78,16 @@ VARIANTS: dict[str, Variant] = {
     "curriculum": Variant(
         "views weaken from rich to mild over the whole length", ("downstream.curriculum=1.0",)
     ),
-    "joint, curriculum": Variant("both", (*_joint(0.3), "downstream.curriculum=1.0")),
+    "joint, curriculum": Variant(
+        "SupCon beside cross-entropy, and views that weaken",
+        (*_joint(0.3), "downstream.curriculum=1.0"),
+    ),
     "sup_con first, curriculum": Variant(
-        "the former, then views that weaken",
+        "a third of the images for SupCon on rich views, then views that weaken from them",
         (*_two_stages("sup_con", 1 / 3), "downstream.curriculum=1.0"),
     ),
     "nt_xent first, curriculum": Variant(
-        "the same without labels in the pretext task",
+        "a third of the images for NT-Xent on rich views, then views that weaken from them",
         (*_two_stages("nt_xent", 1 / 3), "downstream.curriculum=1.0"),
     ),
     "rich views": Variant(
@@ -181,8 +184,8 @@ Made by `python -m benchmarks.ablation table` from `benchmarks/ablation.jsonl`. 
 images a class drawn from training images 0–49,999, accuracy in per cent on training images
 50,000–59,999, seed 0; the test files stay shut. Such figures choose recipes and are no results.
 
-Every variant sends {images:,} images through the encoder in training and changes one thing in the
-base. *Gain* is the paired difference to the base over draws: mean ± standard deviation (95 %
+Every variant sends {images:,} images through the encoder in training and makes one change, or two,
+in the base. *Gain* is the paired difference to the base over draws: mean ± standard deviation (95 %
 interval of the mean, Student's t). Draws are few: only what stands clear of zero says something.
 
 The base is `fast` with {base}.

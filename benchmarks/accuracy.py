@@ -95,13 +95,16 @@ def _command(options: argparse.Namespace, draw: int | None, seed: int, split: in
 
 
 def table(_: argparse.Namespace) -> None:
+    RESULTS.write_text(page(), encoding="utf-8")
+    print(RESULTS)
+
+
+def page() -> str:
     """docs/results.md from the newest rows of each recipe."""
     rows = read(ROWS)
     lines = map(_line, newest(rows))
     opened = sum(row["test_accuracy"] is not None for row in rows)
-    page = _PAGE.format(lines="\n".join(lines), opened=opened, development=_development())
-    RESULTS.write_text(page, encoding="utf-8")
-    print(RESULTS)
+    return _PAGE.format(lines="\n".join(lines), opened=opened, development=_development())
 
 
 def newest(rows: list[Row]) -> list[list[Row]]:
@@ -118,19 +121,21 @@ def newest(rows: list[Row]) -> list[list[Row]]:
 def _development() -> str:
     """A line for each variant that was tried with --dev, by the commit it was tried on."""
 
-    def variant(row: Row) -> tuple[str, str, str, int]:
+    def variant(row: Row) -> tuple[str, str, str]:
         settings = [f"`{one}`" for one in row["settings"] if one not in QUICKER]
-        encoded = sum(row["images_through_encoder"].values())
-        return row["recipe"], row["commit"] or "uncommitted", ", ".join(settings), encoded
+        return row["recipe"], row["commit"] or "uncommitted", ", ".join(settings)
 
     lines = []
     for key, group in groupby(sorted(read(DEV_ROWS), key=variant), variant):
         cells = list(group)
-        recipe, commit, settings, encoded = key
+        recipe, commit, settings = key
+        encoded = [sum(row["images_through_encoder"].values()) for row in cells]
+        least, most = f"{min(encoded):,}", f"{max(encoded):,}"
+        images = least if least == most else f"{least}–{most}"
         draws = ", ".join(str(draw) for draw in sorted(row["draw"] for row in cells))
         accuracy = mean_of([100 * row["test_accuracy"] for row in cells])
         lines.append(
-            f"| {recipe} | {commit} | {settings or '–'} | {draws} | {encoded:,} | {accuracy} |"
+            f"| {recipe} | {commit} | {settings or '–'} | {draws} | {images} | {accuracy} |"
         )
     return "\n".join(lines)
 

@@ -16,7 +16,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
+
+from handful.pictures import Preparation, to_pixels
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float64]
@@ -242,3 +245,17 @@ def _beside(slope: Floats, dy: Floats, dx: Floats) -> tuple[Floats, Floats]:
     n, y, x = np.ogrid[: len(slope), :SIDE, :SIDE]
     after, before = (padded[n, y + 1 + way * step_y, x + 1 + way * step_x] for way in (1, -1))
     return before, after
+
+
+def as_mnist(digits: NDArray[np.float64]) -> Bytes:
+    """scikit-learn's digits, 0-16 (N, 8, 8), prepared as MNIST was: uint8 (N, 28, 28).
+
+    They fill their frame: with a margin there is paper to be found, and upsampled first, strokes
+    end as strokes do.
+    """
+    preparation = Preparation("digits", 28, 1)
+    prepared = []
+    for values in np.rint(digits * (255 / 16)).astype(np.uint8):
+        picture = Image.fromarray(np.pad(values, 4)).resize((64, 64), Image.Resampling.BICUBIC)
+        prepared.append(to_pixels(picture, preparation)[0])
+    return np.stack(prepared)

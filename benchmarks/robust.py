@@ -1,6 +1,6 @@
 """Does it hold elsewhere? Images that no recipe was tuned on, scored and reported only.
 
-python -m benchmarks.robust run DIR [--recipe best] [--draws 100-102] [--fonts FOLDER]
+python -m benchmarks.robust run DIR [--recipe demo] [--draws 100-102] [--fonts FOLDER]
 python -m benchmarks.robust table
 
 `run` trains with 50 MNIST digits a class and scores that model on changed test digits and on digits
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -21,19 +20,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 
 from benchmarks import corruptions, letters
-from benchmarks.accuracy import QUICKER, REPORTED_ON, commit_of_recipes, mean_of, whole
+from benchmarks.accuracy import REPORTED_ON, commit_of_recipes, mean_of, whole
 from benchmarks.corruptions import CORRUPTIONS, OTHERS, Bytes
-from handful import bench, datasets, pictures
+from handful import bench, datasets
 from handful.bench import Row, read
 from handful.images import ImageSet
 from handful.metrics import evaluate
 from handful.predictor import Predictor
+from handful.recipes import RECIPES
 from handful.wording import between, percent, points, points_between
 
 ROWS = Path(__file__).parent / "robust.jsonl"
@@ -106,14 +104,9 @@ def _digits(source: str, key: Row) -> None:
 
 
 def _trained(source: str, key: Row, out: Path) -> Predictor:
-    """The model of a run in a process of its own. Ends where that ends in another way."""
-    words = ["--quiet", "--no-control", f"--recipe={key['recipe']}", f"--seed={key['seed']}"]
-    words += [f"--per-class={PER_CLASS}", f"--draw={key['draw']}"]
-    words += [f"--set={one}" for one in QUICKER]
-    command = [sys.executable, "-m", "handful", "train", source, f"--out={out}", *words]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL)  # what went wrong is on stderr
-    if done.returncode:
-        sys.exit(done.returncode)
+    cell = bench.Cell(PER_CLASS, key["draw"], key["seed"])
+    words = [*cell.options(), "--no-control", f"--recipe={key['recipe']}", "--set=tsne=false"]
+    bench.apart(source, words, out=out)
     return Predictor.load(out)
 
 
@@ -121,7 +114,7 @@ def _seen(what: str, test: ImageSet) -> tuple[Bytes, Tensor]:
     """Digits uint8 (N, 28, 28) and their labels; always the same for the same test images."""
     if what == SMALL:
         small = load_digits()
-        return as_mnist(small.images), torch.from_numpy(small.target).long()
+        return corruptions.as_mnist(small.images), torch.from_numpy(small.target).long()
     images = test.images[:, 0].numpy()
     changes = CORRUPTIONS | OTHERS
     if what in changes:
@@ -129,21 +122,9 @@ def _seen(what: str, test: ImageSet) -> tuple[Bytes, Tensor]:
     return images, test.labels
 
 
-def as_mnist(digits: NDArray[np.float64]) -> Bytes:
-    """scikit-learn's digits, 0-16 (N, 8, 8), prepared as MNIST was: uint8 (N, 28, 28).
-
-    They fill their frame: with a margin there is paper to be found, and upsampled first, strokes
-    end as strokes do.
-    """
-    preparation = pictures.Preparation("digits", 28, 1)
-    prepared = []
-    for values in np.rint(digits * (255 / 16)).astype(np.uint8):
-        picture = Image.fromarray(np.pad(values, 4)).resize((64, 64), Image.Resampling.BICUBIC)
-        prepared.append(pictures.to_pixels(picture, preparation)[0])
-    return np.stack(prepared)
-
-
 def _letters(chosen: letters.Divided, key: Row) -> None:
+    fonts = sorted(map(str, [*chosen.train, *chosen.test]))
+    key = key | {"fonts": hashlib.sha256("\n".join(fonts).encode()).hexdigest()[:12]}
     if _there(key):
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -292,7 +273,7 @@ truth is wider.
 
 DIR holds MNIST's four idx files (`handful data mnist --out DIR` fetches them):
 
-    python -m benchmarks.robust run DIR --recipe best --draws 100-102
+    python -m benchmarks.robust run DIR --recipe demo --draws 100-102
     python -m benchmarks.robust table
 """
 
@@ -302,7 +283,7 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     runner = commands.add_parser("run", help="train, score, and append rows")
     runner.add_argument("source", metavar="DIR", help="the four idx files of MNIST")
-    runner.add_argument("--recipe", default="best")
+    runner.add_argument("--recipe", default="demo", choices=RECIPES)
     runner.add_argument("--draws", type=whole, default=range(100, 103))
     runner.add_argument("--fonts", type=Path, metavar="FOLDER", help="instead of the system's")
     runner.set_defaults(call=run)

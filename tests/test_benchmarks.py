@@ -219,6 +219,12 @@ def test_figures_in_readme_and_recipes_are_those_of_the_rows() -> None:
             assert f"(worst {min(tested):.2f})" in reaches
 
 
+def test_pages_are_made_from_their_rows() -> None:
+    assert accuracy.RESULTS.read_text(encoding="utf-8") == accuracy.page()
+    made = ablation.page(read(ablation.ROWS))
+    assert ablation.PAGE.read_text(encoding="utf-8") == made
+
+
 def ablated(variant: str, draw: int, accuracy: float) -> dict[str, Any]:
     known = ablation.VARIANTS.get(variant)
     return {"variant": variant, "draw": draw, "commit": "abc1234", "test_accuracy": accuracy,

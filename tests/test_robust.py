@@ -6,7 +6,6 @@ import sys
 from argparse import Namespace
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import matplotlib
@@ -18,7 +17,7 @@ from sklearn.datasets import load_digits
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # `benchmarks` is no part of the package
 
-from benchmarks import letters, robust
+from benchmarks import corruptions, letters, robust
 from benchmarks.corruptions import CORRUPTIONS, OTHERS, Bytes
 
 from handful import datasets
@@ -26,7 +25,9 @@ from handful.bench import Row, read
 from handful.cli import main
 from handful.config import DataConfig
 from handful.datasets import Dataset
+from handful.pictures import Preparation
 from handful.predictor import Predictor
+from handful.recipes import RECIPES
 
 ALL = CORRUPTIONS | OTHERS
 WITHOUT_CHANCE = ("scale", "brightness", "stripe", "canny edges", "inverted")
@@ -125,7 +126,7 @@ def test_edges_go_along_strokes(digits: Bytes) -> None:
 
 
 def test_small_digits_are_prepared_as_mnist_was() -> None:
-    images = robust.as_mnist(load_digits().images[:100])
+    images = corruptions.as_mnist(load_digits().images[:100])
     assert images.shape == (100, 28, 28)
     assert images.dtype == np.uint8
     assert (images.max((1, 2)) == 255).all()
@@ -192,7 +193,7 @@ def test_letters_are_a_source_with_a_test_split(found: list[letters.Font], tmp_p
 class Standing:
     """In the place of a trained model: it finds 3 in every image."""
 
-    preparation = robust.pictures.Preparation("digits", 28, 1)
+    preparation = Preparation("digits", 28, 1)
     class_names = tuple("0123456789")
 
     def logits(self, images: Any) -> torch.Tensor:
@@ -225,9 +226,12 @@ def trained(
         count["letters"] += 1
         return SUMMARY
 
+    def blank(some: Any) -> Bytes:
+        return np.zeros((len(some), 28, 28), np.uint8)
+
     monkeypatch.setattr(robust, "_trained", digits)
     monkeypatch.setattr(robust.bench, "apart", apart)
-    monkeypatch.setattr(robust, "as_mnist", lambda some: np.zeros((len(some), 28, 28), np.uint8))
+    monkeypatch.setattr(corruptions, "as_mnist", blank)
     monkeypatch.setattr(robust.letters, "fonts", lambda folder: found)
     monkeypatch.setattr(robust, "commit_of_recipes", lambda: "abc1234")
     monkeypatch.setattr(robust, "ROWS", tmp_path / "robust.jsonl")
@@ -286,20 +290,24 @@ def test_the_model_is_kept_while_it_is_scored(
 ) -> None:
     small = ("network.width=4", "pretext.steps=0", "downstream.steps=2")
 
-    def here(command: list[str], **_: Any) -> SimpleNamespace:
-        words = command[command.index("handful") + 1 :]
-        return SimpleNamespace(returncode=main([*words, *(f"--set={one}" for one in small)]))
+    def here(source: str, options: list[str], *, out: Path) -> None:
+        settings = [f"--set={one}" for one in small]
+        assert main(["train", source, f"--out={out}", "--quiet", *options, *settings]) == 0
 
-    # not `subprocess.run` itself: the run asks others things by it
-    monkeypatch.setattr(robust, "subprocess", SimpleNamespace(run=here, DEVNULL=None))
+    monkeypatch.setattr(robust.bench, "apart", here)
     monkeypatch.setattr(robust, "PER_CLASS", 4)
     source = str(idx_folder(8, 20))
     model = robust._trained(source, {"recipe": "fast", "seed": 0, "draw": 100}, tmp_path / "run")
     assert isinstance(model, Predictor)
     assert len(model.logits(np.zeros((2, 28, 28), np.uint8))) == 2
-    with pytest.raises(SystemExit) as ended:
-        robust._trained(source, {"recipe": "unknown", "seed": 0, "draw": 100}, tmp_path / "other")
-    assert ended.value.code == 2
+
+
+def test_what_is_run_by_default_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Namespace] = []
+    monkeypatch.setattr(robust, "run", asked.append)
+    monkeypatch.setattr(sys, "argv", ["robust", "run", "DIR"])
+    robust.main()
+    assert asked[0].recipe in RECIPES
 
 
 def scored(what: str, draw: int, accuracy: float, **others: Any) -> Row:

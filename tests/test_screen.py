@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from handful import screen
-from handful.bench import Point
+from handful.efficiency import Point
 from handful.predictor import Answer
 
 

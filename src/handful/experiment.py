@@ -246,6 +246,7 @@ def _described(session: Session, trained: Trained, seen: int) -> dict[str, Any]:
         "validation_of": None if validation is None else VALIDATION_OF[refit],
         "selected_step": trained.step,
         "images_through_encoder": {"pretext": seen, "downstream": trained.encoded},
+        "members": config.members,
         "encoder_parameters": networks.parameters(trained.encoder),
         "multiply_adds": networks.multiply_adds(trained.encoder, *parts.final.size),
         "device": devices.describe(session.device),
