@@ -1,6 +1,6 @@
 """What each piece of the method is worth: one change at a time, on development images alone.
 
-python -m benchmarks.ablation run DIR --draws 0-3 [--jobs 2] [VARIANT ...]
+python -m benchmarks.ablation run DIR [--per-class 50] [--draws 0-3] [--jobs 2] [VARIANT ...]
 python -m benchmarks.ablation table
 
 Every variant sends the same number of images through the encoder. `run` appends a row a run to
@@ -64,6 +64,7 @@ BASE = (
     "downstream.label_smoothing=0.1",
     "downstream.ema=0.97",
     "test_views=8",
+    "downstream.curriculum=0.0",
 )
 """Cross-entropy alone, from scratch, for a fixed length, laid over the recipe `fast`."""
 VARIANTS: dict[str, Variant] = {
@@ -107,16 +108,16 @@ def run(options: argparse.Namespace) -> None:
     commit = commit_of_recipes()
     names = options.variants or list(VARIANTS)
     known = {
-        (row["variant"], row["draw"])
+        (row["variant"], row["per_class"], row["draw"])
         for row in _current(read(ROWS))
         if commit and commit == row["commit"]
     }
-    asked = [(name, draw) for draw in options.draws for name in names]
+    asked = [(name, options.per_class, draw) for draw in options.draws for name in names]
     missing = [cell for cell in asked if cell not in known]
 
-    def one(cell: tuple[str, int]) -> None:
-        name, draw = cell
-        words = [*bench.Cell(PER_CLASS, draw).options(), "--recipe=fast", "--dev"]
+    def one(cell: tuple[str, int, int]) -> None:
+        name, per_class, draw = cell
+        words = [*bench.Cell(per_class, draw).options(), "--recipe=fast", "--dev"]
         settings = VARIANTS[name].settings
         words += [f"--set={one}" for one in settings]
         summary = bench.apart(options.source, words, options.threads)
@@ -146,10 +147,19 @@ def _current(rows: Sequence[Row]) -> list[Row]:
 
 
 def page(rows: Sequence[Row]) -> str:
+    """docs/ablation.md, with a table for each number of labels."""
+    current = _current(rows)
+    numbers = sorted({row["per_class"] for row in current}, reverse=True)
+    tables = [_table([row for row in current if row["per_class"] == n]) for n in numbers]
+    base = ", ".join(f"`{one}`" for one in BASE)
+    return _PAGE.format(tables="\n\n".join(tables), base=base)
+
+
+def _table(rows: Sequence[Row]) -> str:
     """Of each variant the runs of its newest commit count, beside the base's of the same commit."""
     found: dict[tuple[str, str | None], dict[int, Row]] = {}
     newest: dict[str, str | None] = {}
-    for row in _current(rows):
+    for row in rows:
         newest[row["variant"]] = row["commit"]
         found.setdefault((row["variant"], row["commit"]), {})[row["draw"]] = row
     lines = [
@@ -158,8 +168,9 @@ def page(rows: Sequence[Row]) -> str:
         if name in newest
     ]
     commits = ", ".join(dict.fromkeys(commit or "uncommitted" for commit in newest.values()))
-    base = ", ".join(f"`{one}`" for one in BASE)
-    return _PAGE.format(lines="\n".join(lines), commits=commits, images=IMAGES, base=base)
+    encoded = sum(rows[0]["images_through_encoder"].values())
+    title = f"## {rows[0]['per_class']} labels a class, {encoded:,} images through the encoder"
+    return "\n".join([title, "", f"Commits: {commits}.", "", _HEAD, *lines])
 
 
 def _line(name: str, rows: Mapping[int, Row], base: Mapping[int, Row]) -> str:
@@ -180,23 +191,23 @@ def _line(name: str, rows: Mapping[int, Row], base: Mapping[int, Row]) -> str:
 
 _PAGE = """# What each piece is worth
 
-Made by `python -m benchmarks.ablation table` from `benchmarks/ablation.jsonl`. Development only: 50
-images a class drawn from training images 0–49,999, accuracy in per cent on training images
-50,000–59,999, seed 0; the test files stay shut. Such figures choose recipes and are no results.
+Made by `python -m benchmarks.ablation table` from `benchmarks/ablation.jsonl`. Development only:
+labels drawn from training images 0–49,999, accuracy in per cent on training images 50,000–59,999,
+seed 0; the test files stay shut. Such figures choose recipes and are no results.
 
-Every variant sends {images:,} images through the encoder in training and makes one change, or two,
-in the base. *Gain* is the paired difference to the base over draws: mean ± standard deviation (95 %
+Every variant sends as many images through the encoder in training and makes one change, or two, in
+the base. *Gain* is the paired difference to the base over draws: mean ± standard deviation (95 %
 interval of the mean, Student's t). Draws are few: only what stands clear of zero says something.
 
 The base is `fast` with {base}.
 
-| variant | what it is | draws | accuracy | single view | gain, points |
-|---|---|---|---|---|---|
-{lines}
+{tables}
 
-Commits: {commits}. Repeat: `python -m benchmarks.ablation run DIR --draws 0-3`, DIR with the four
-idx files.
+Repeat: `python -m benchmarks.ablation run DIR --per-class 50 --draws 0-3`, DIR with the four idx
+files.
 """
+_HEAD = """| variant | what it is | draws | accuracy | single view | gain, points |
+|---|---|---|---|---|---|"""
 
 
 def main() -> None:
@@ -205,6 +216,7 @@ def main() -> None:
     runner = commands.add_parser("run", help="train, and append rows")
     runner.add_argument("source")
     runner.add_argument("variants", nargs="*", metavar="VARIANT", help=", ".join(VARIANTS))
+    runner.add_argument("--per-class", type=int, default=PER_CLASS)
     runner.add_argument("--draws", type=whole, default=range(4))
     runner.add_argument("--jobs", type=int, default=1)
     runner.add_argument("--threads", type=int, help="of each run")

@@ -228,7 +228,8 @@ def test_pages_are_made_from_their_rows() -> None:
 def ablated(variant: str, draw: int, accuracy: float) -> dict[str, Any]:
     known = ablation.VARIANTS.get(variant)
     return {"variant": variant, "draw": draw, "commit": "abc1234", "test_accuracy": accuracy,
-            "test_accuracy_single_view": accuracy - 0.001,
+            "test_accuracy_single_view": accuracy - 0.001, "per_class": 50,
+            "images_through_encoder": {"pretext": 0, "downstream": 120_000},
             "settings": known.settings if known else []}  # fmt: skip
 
 
