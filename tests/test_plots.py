@@ -287,6 +287,19 @@ def test_the_same_figure_gives_the_same_bytes() -> None:
     assert first == second
 
 
+def test_what_is_expected_goes_on_from_the_last_point() -> None:
+    ours = [(5, 0.9, None), (50, 0.99, None)]
+    ahead = ("expected", (100, 0.995, (0.99, 0.997)))
+    figure = plots.labels({"best": ours}, [], ahead=ahead)
+    (axes,) = figure.axes
+    (beyond,) = (line for line in axes.lines if line.get_label() == "expected")
+    assert beyond.get_xdata() == pytest.approx([50, 100])
+    assert beyond.get_ydata() == pytest.approx([0.01, 0.005])
+    opened(figure)
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["5", "50", "100"]
+    assert inside(figure)
+
+
 def test_accuracy_against_labels_is_drawn_in_errors() -> None:
     ours = [(5, 0.9, (0.88, 0.92)), (50, 0.99, None), (500, 1.0, (0.999, 1.001))]
     lines = {"best": ours, "control": [(5, 0.8, None), (50, 0.95, None)]}
