@@ -61,7 +61,7 @@ def measured(
     **options: Any,
 ) -> list[Row]:
     asked = bench.setting(source, "fast", options.get("assignments", ()), control)
-    return bench.labels(asked, cells, path, **options)
+    return bench.labels(asked, datasets.load(asked.data), cells, path, **options)
 
 
 def test_only_what_is_missing_is_run(tmp_path: Path, runs: list[list[str]]) -> None:
@@ -260,11 +260,14 @@ def test_a_run_without_a_control_leaves_a_row(
 def test_a_curve_is_learned_from_parts_of_the_smallest_class(
     idx_folder: Callable[[int, int], Path],
 ) -> None:
-    assert bench.curve(bench.setting(str(idx_folder(19, 5)), None)) == ([2, 4, 9], 19)
-    few = bench.setting(str(idx_folder(7, 5)), None)
+    def curve(per_class: int, *sizes: list[int]) -> tuple[Sequence[int], int]:
+        asked = bench.setting(str(idx_folder(per_class, 5)), None)
+        return bench.curve(asked, datasets.load(asked.data), *sizes)
+
+    assert curve(19) == ([2, 4, 9], 19)
     with pytest.raises(ValueError, match=r"a class of .* has 7 labelled images.* takes 8"):
-        bench.curve(few)
-    assert bench.curve(few, [2, 3]) == ([2, 3], 7)
+        curve(7)
+    assert curve(7, [2, 3]) == ([2, 3], 7)
 
 
 def test_learn_curve_says_what_twice_the_labels_would_give(
@@ -290,7 +293,7 @@ def test_learn_curve_says_what_twice_the_labels_would_give(
 def test_a_recipe_of_fixed_length_may_have_members(idx_folder: Callable[[int, int], Path]) -> None:
     """Settings are laid over the recipe that is asked for and over no other."""
     asked = bench.setting(str(idx_folder(8, 0)), "fast", ["members=3"])
-    assert bench.curve(asked) == ([1, 2, 4], 8)
+    assert bench.curve(asked, datasets.load(asked.data)) == ([1, 2, 4], 8)
     assert asked.members == 3
 
 

@@ -282,6 +282,19 @@ def test_tiles_of_any_size_are_equation_2(tile: int) -> None:
         )
 
 
+@pytest.mark.parametrize(("largest", "kept"), [(16, True), (15, False)])
+def test_no_larger_matrix_than_allowed_waits_for_the_backward_pass(
+    largest: int, kept: bool
+) -> None:
+    with mock.patch.object(losses, "LARGEST_KEPT", largest):
+        pairs = losses._Pairs(*projections(8), None, 0.2, None)
+        assert len(list(pairs)) == (1 if kept else 3)
+        assert (pairs.kept is not None) == kept
+        assert_same_loss_and_gradient(
+            lambda a, b: nt_xent(a, b, 0.2), lambda a, b: nt_xent_by_loops(a, b, 0.2), 8
+        )
+
+
 @given(seeds, st.sampled_from([1, 2, 1024]), st.data())
 def test_processes_together_are_one_batch(seed: int, tile: int, data: st.DataObject) -> None:
     """Each has its own rows against all: the joint loss and gradient are their weighted mean."""

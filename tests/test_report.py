@@ -17,6 +17,7 @@ from scipy.ndimage import affine_transform
 
 from handful import report
 from handful.config import RunConfig
+from handful.report.record import Record
 from handful.runs import HEADER, RunFolder
 
 FIGURES = ("views", "pipeline", "curves", "tsne", "confusion", "reliability", "mistakes")
@@ -346,6 +347,18 @@ def test_nulls_everywhere_leave_a_page(tmp_path: Path) -> None:
     assert page.sections == ["configuration", "again"]
     assert "No accuracy has been measured" in page.text
     assert "None" not in page.text
+
+
+def test_curves_of_an_ensemble_are_of_its_first_member_and_say_so(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", without=EVERY_ARRAY)
+    one = RunConfig(recipe="fast").updated({"data.validation": 0, "downstream.steps": 9})
+    settings = HEADER + one.updated({"members": 3}).to_toml()
+    (run / "config.toml").write_text(settings, encoding="utf-8")
+    alone = Record.read(RunFolder(run), {}).rows
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row | {"member": 1}) + "\n" for row in training_rows())
+    assert Record.read(RunFolder(run), {}).rows == alone
+    assert "Of the first of 3 networks." in Page(report.build(run)).text
 
 
 def test_a_run_that_was_stopped_shows_what_it_has(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from handful import __version__, datasets
+from handful import __version__
 from handful.config import RunConfig, assignment
 from handful.datasets import Dataset
 from handful.recipes import compose
@@ -80,6 +80,7 @@ def setting(
 
 def labels(
     asked: RunConfig,
+    dataset: Dataset,
     cells: Sequence[Cell],
     path: Path,
     *,
@@ -89,15 +90,14 @@ def labels(
 ) -> list[Row]:
     """A row for each cell: those that the file `path` holds, and runs for the others.
 
-    asked: from `setting`, with the same assignments. A row of other images, another commit, version
-    or setting does not count. What of the package is not committed, or changed while the run went
-    on, has no name: its rows are kept and never taken for another's.
+    asked: from `setting`, with the same assignments. dataset: what its source holds. A row of other
+    images, another commit, version or setting does not count. What of the package is not committed,
+    or changed while the run went on, has no name: its rows are kept and never taken for another's.
     jobs: runs at a time, each with its share of the cores. on_row: called with each new row.
     Raises ValueError with the cell and the run's own message where one is refused, RuntimeError
     where one breaks; rows stay.
     """
     source, made_of = asked.data.source, origin()
-    dataset = datasets.load(asked.data)
     _check_test(asked, dataset, max(cell.per_class for cell in cells))
     made_by = {
         "source": source,
@@ -261,13 +261,15 @@ def apart(
         return RunFolder(out).summary()
 
 
-def curve(asked: RunConfig, sizes: Sequence[int] | None = None) -> tuple[Sequence[int], int]:
+def curve(
+    asked: RunConfig, dataset: Dataset, sizes: Sequence[int] | None = None
+) -> tuple[Sequence[int], int]:
     """Numbers of labels per class to learn a curve from, and how many there are.
 
     Without `sizes` an eighth, a quarter and a half of what the class with the fewest has.
     Raises ValueError where that is too little.
     """
-    most = _fewest(datasets.load(asked.data))
+    most = _fewest(dataset)
     if sizes is None and most < FEWEST:
         raise ValueError(
             f"a class of {asked.data.source} has {most} labelled images: a learning curve takes "

@@ -21,6 +21,7 @@ from handful.wording import numbers
 if TYPE_CHECKING:
     from handful.bench import Row
     from handful.config import RunConfig
+    from handful.datasets import Dataset
     from handful.predictor import Answer
 
 app = typer.Typer(
@@ -305,11 +306,12 @@ def labels(
         for draw in numbers("--draws", draws)
         for seed in numbers("--seeds", seeds)
     ]
-    from handful import bench, efficiency
+    from handful import bench, datasets, efficiency
 
     asked = bench.setting(source, recipe, assignments or [], control)
+    dataset = datasets.load(asked.data)
     on_mnist = efficiency.comparable(asked)
-    rows, place = _rows(asked, cells, out, "labels", jobs, assignments)
+    rows, place = _rows(asked, dataset, cells, out, "labels", jobs, assignments)
     found = efficiency.points(rows)
     figure = efficiency.figure(found, asked.recipe, on_mnist=on_mnist)
     (place / "labels.png").write_bytes(figure)
@@ -348,13 +350,14 @@ def learn_curve(
     """
     wanted = None if per_class is None else numbers("--per-class", per_class)
     drawn, seeded = numbers("--draws", draws), numbers("--seeds", seeds)
-    from handful import bench, efficiency, forecast
+    from handful import bench, datasets, efficiency, forecast
 
     asked = bench.setting(source, recipe, assignments or [], control=False)
-    sizes, labelled = bench.curve(asked, wanted)
+    dataset = datasets.load(asked.data)
+    sizes, labelled = bench.curve(asked, dataset, wanted)
     cells = [(size, draw, seed) for size in sizes for draw in drawn for seed in seeded]
     forecast.check([size for size, *_ in cells])
-    rows, place = _rows(asked, cells, out, "curve", jobs, assignments)
+    rows, place = _rows(asked, dataset, cells, out, "curve", jobs, assignments)
     found, ahead = efficiency.points(rows), efficiency.expected(rows, at or 2 * labelled)
     (place / "curve.png").write_bytes(efficiency.figure(found, asked.recipe, ahead=ahead))
     told = screen.expectation(ahead, labelled, found[0].images)
@@ -363,6 +366,7 @@ def learn_curve(
 
 def _rows(
     asked: RunConfig,
+    dataset: Dataset,
     cells: Sequence[tuple[int, int, int]],
     out: Path | None,
     kind: str,
@@ -375,6 +379,7 @@ def _rows(
     place = out or default_out(asked).with_name(f"{default_out(asked).name}-{kind}")
     rows = bench.labels(
         asked,
+        dataset,
         [bench.Cell(*cell) for cell in cells],
         place / "rows.jsonl",
         assignments=assignments or [],
