@@ -6,7 +6,7 @@ python -m benchmarks.accuracy table
 
 `run` appends one row a run to benchmarks/accuracy.jsonl (with --dev: benchmarks/dev.jsonl, which
 never opens the test set) and leaves out what that file already has for the same commit of the
-recipe. `table` writes docs/results.md from the rows.
+recipe. `table` writes docs/results.md and its figure from the rows.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
-from handful import bench
+from handful import bench, efficiency
 from handful.bench import Row, read
+from handful.forecast import SHARE
 from handful.metrics import mean_interval
 from handful.recipes import RECIPES
 from handful.wording import numbers
@@ -26,9 +27,12 @@ from handful.wording import numbers
 HERE = Path(__file__).parent
 ROWS, DEV_ROWS = HERE / "accuracy.jsonl", HERE / "dev.jsonl"
 RESULTS = HERE.parent / "docs" / "results.md"
+CURVE = RESULTS.parent / "images" / "labels.png"
 QUICKER = ("tsne=false", "control=false")
 """Settings that change what a run costs and not what it finds."""
 TUNED_ON, REPORTED_ON = range(20), range(100, 110)
+CURVE_OF, LEARNED_FROM, AHEAD = "best", 50, 100
+"""The recipe of the figure; labels a class that its curve is learned from, and that it foresees."""
 
 
 def whole(text: str) -> list[int]:
@@ -96,6 +100,8 @@ def _command(options: argparse.Namespace, draw: int | None, seed: int, split: in
 
 def table(_: argparse.Namespace) -> None:
     RESULTS.write_text(page(), encoding="utf-8")
+    points = efficiency.points(_curve(read(ROWS)))
+    CURVE.write_bytes(efficiency.figure(points, CURVE_OF, on_mnist=True))
     print(RESULTS)
 
 
@@ -104,7 +110,33 @@ def page() -> str:
     rows = read(ROWS)
     lines = map(_line, newest(rows))
     opened = sum(row["test_accuracy"] is not None for row in rows)
-    return _PAGE.format(lines="\n".join(lines), opened=opened, development=_development())
+    return _PAGE.format(
+        lines="\n".join(lines),
+        opened=opened,
+        development=_development(),
+        curve_of=CURVE_OF,
+        foreseen=_foreseen(_curve(rows)),
+    )
+
+
+def _curve(rows: list[Row]) -> list[Row]:
+    """The rows of CURVE_OF that stand, at all numbers of labels."""
+    return [row for cells in newest(rows) for row in cells if row["recipe"] == CURVE_OF]
+
+
+def _foreseen(rows: list[Row]) -> str:
+    """What `handful learn-curve` would have said of AHEAD labels a class, and what came."""
+    known = [row for row in rows if row["per_class"] <= LEARNED_FROM]
+    ahead = efficiency.expected(known, AHEAD)
+    came = [row["test_accuracy"] for row in rows if row["per_class"] == AHEAD]
+    inside = sum(ahead.low <= accuracy <= ahead.high for accuracy in came)
+    figures = ", ".join(f"{100 * accuracy:.2f}" for accuracy in came)
+    return (
+        f"From the {len(known)} runs with at most {LEARNED_FROM} labels a class, "
+        f"`handful learn-curve` expects {100 * ahead.accuracy:.2f} % of one more run with {AHEAD} "
+        f"({100 * SHARE:.0f} % interval {100 * ahead.low:.2f}–{100 * ahead.high:.2f} %). "
+        f"Measured: {figures}; {inside} of {len(came)} lie inside."
+    )
 
 
 def newest(rows: list[Row]) -> list[list[Row]]:
@@ -202,6 +234,12 @@ seed is 0 everywhere; nothing was picked among runs. Trying the commands on `mni
 test images, a few times while this was written, and so do timing a whole run and
 `python -m benchmarks.robust`; no recipe was chosen by that. First explorations, before this project
 had code, looked at the test set on one draw of their own; none of their figures is used here.
+
+## How many labels
+
+![Accuracy of {curve_of} by the number of labels](images/labels.png)
+
+{foreseen}
 
 ## What the pretext task is worth
 
