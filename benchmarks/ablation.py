@@ -31,6 +31,8 @@ class Variant(NamedTuple):
 
     about: str
     changes: tuple[str, ...] = ()
+    without: str | None = None
+    """The variant that lacks its contrast alone."""
 
     @property
     def settings(self) -> list[str]:
@@ -70,26 +72,33 @@ BASE = (
 VARIANTS: dict[str, Variant] = {
     "base": Variant("cross-entropy alone, mild views, the weights' average, 8 test views"),
     "sup_con first": Variant(
-        "a third of the images for SupCon on rich views first", _two_stages("sup_con", 1 / 3)
+        "a third of the images for SupCon on rich views first",
+        _two_stages("sup_con", 1 / 3),
+        without="base",
     ),
     "nt_xent first": Variant(
-        "a third of the images for NT-Xent on rich views first", _two_stages("nt_xent", 1 / 3)
+        "a third of the images for NT-Xent on rich views first",
+        _two_stages("nt_xent", 1 / 3),
+        without="base",
     ),
-    "joint 0.3": Variant("SupCon beside cross-entropy, weight 0.3", _joint(0.3)),
+    "joint 0.3": Variant("SupCon beside cross-entropy, weight 0.3", _joint(0.3), without="base"),
     "curriculum": Variant(
         "views weaken from rich to mild over the whole length", ("downstream.curriculum=1.0",)
     ),
     "joint, curriculum": Variant(
         "SupCon beside cross-entropy, and views that weaken",
         (*_joint(0.3), "downstream.curriculum=1.0"),
+        without="curriculum",
     ),
     "sup_con first, curriculum": Variant(
         "a third of the images for SupCon on rich views, then views that weaken from them",
         (*_two_stages("sup_con", 1 / 3), "downstream.curriculum=1.0"),
+        without="curriculum",
     ),
     "nt_xent first, curriculum": Variant(
         "a third of the images for NT-Xent on rich views, then views that weaken from them",
         (*_two_stages("nt_xent", 1 / 3), "downstream.curriculum=1.0"),
+        without="curriculum",
     ),
     "rich views": Variant(
         "those of the pretext task to the end",
@@ -162,21 +171,22 @@ def _table(rows: Sequence[Row]) -> str:
     for row in rows:
         newest[row["variant"]] = row["commit"]
         found.setdefault((row["variant"], row["commit"]), {})[row["draw"]] = row
-    lines = [
-        _line(name, found[name, newest[name]], found.get(("base", newest[name]), {}))
-        for name in VARIANTS
-        if name in newest
-    ]
+    lines = []
+    for name in VARIANTS:
+        if commit := newest.get(name):
+            base = found.get(("base", commit), {})
+            without = found.get((VARIANTS[name].without or "", commit), {})
+            lines.append(_line(name, found[name, commit], base, without))
     commits = ", ".join(dict.fromkeys(commit or "uncommitted" for commit in newest.values()))
     encoded = sum(rows[0]["images_through_encoder"].values())
     title = f"## {rows[0]['per_class']} labels a class, {encoded:,} images through the encoder"
     return "\n".join([title, "", f"Commits: {commits}.", "", _HEAD, *lines])
 
 
-def _line(name: str, rows: Mapping[int, Row], base: Mapping[int, Row]) -> str:
-    both = sorted(rows.keys() & base.keys())
+def _line(
+    name: str, rows: Mapping[int, Row], base: Mapping[int, Row], without: Mapping[int, Row]
+) -> str:
     accuracies = [100 * row["test_accuracy"] for row in rows.values()]
-    gains = [100 * (rows[d]["test_accuracy"] - base[d]["test_accuracy"]) for d in both]
     single = [100 * row["test_accuracy_single_view"] for row in rows.values()]
     cells = [
         name,
@@ -184,9 +194,17 @@ def _line(name: str, rows: Mapping[int, Row], base: Mapping[int, Row]) -> str:
         str(len(rows)),
         f"{sum(accuracies) / len(accuracies):.2f}",
         f"{sum(single) / len(single):.2f}",
-        "–" if name == "base" or not gains else mean_of(gains, signed=True),
+        "–" if name == "base" else _gain(rows, base),
+        _gain(rows, without),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _gain(rows: Mapping[int, Row], others: Mapping[int, Row]) -> str:
+    """In points over the others, draw by draw."""
+    both = sorted(rows.keys() & others.keys())
+    gains = [100 * (rows[d]["test_accuracy"] - others[d]["test_accuracy"]) for d in both]
+    return mean_of(gains, signed=True) if gains else "–"
 
 
 _PAGE = """# What each piece is worth
@@ -196,18 +214,20 @@ labels drawn from training images 0–49,999, accuracy in per cent on training i
 seed 0; the test files stay shut. Such figures choose recipes and are no results.
 
 Every variant sends as many images through the encoder in training and makes one change, or two, in
-the base. *Gain* is the paired difference to the base over draws: mean ± standard deviation (95 %
-interval of the mean, Student's t). Draws are few: only what stands clear of zero says something.
+the base. *Gain* is the paired difference to the base over draws; *of the contrast* is that to the
+same training without its contrast, whose cross-entropy gets those images too: mean ± standard
+deviation (95 % interval of the mean, Student's t). Draws are few: only what stands clear of zero
+says something.
 
 The base is `fast` with {base}.
 
 {tables}
 
-Repeat: `python -m benchmarks.ablation run DIR --per-class 50 --draws 0-3`, DIR with the four idx
-files.
+Repeat: `python -m benchmarks.ablation run DIR --per-class 50 --draws 0-3`, and the same with
+`--per-class 10 --draws 0-1`, DIR with the four idx files.
 """
-_HEAD = """| variant | what it is | draws | accuracy | single view | gain, points |
-|---|---|---|---|---|---|"""
+_HEAD = """| variant | what it is | draws | accuracy | single view | gain | of the contrast |
+|---|---|---|---|---|---|---|"""
 
 
 def main() -> None:

@@ -245,9 +245,29 @@ def test_an_ablation_pairs_each_draw_with_the_base() -> None:
         ]
     )
     base, joint = (line for line in found.splitlines() if line.startswith(("| base", "| joint")))
-    assert base.endswith("| 2 | 97.50 | 97.40 | – |")
+    assert base.endswith("| 2 | 97.50 | 97.40 | – | – |")
     assert "| 3 | 81.80 |" in joint
-    assert "+0.20 ± 0.14 (-1.07 to +1.47)" in joint
+    assert joint.count("+0.20 ± 0.14 (-1.07 to +1.47)") == 2
+
+
+def test_an_ablation_tells_what_of_a_gain_is_of_the_contrast() -> None:
+    found = ablation.page(
+        [
+            ablated("base", 0, 0.90),
+            ablated("curriculum", 0, 0.95),
+            ablated("joint, curriculum", 0, 0.96),
+        ]
+    )
+    joint = next(line for line in found.splitlines() if line.startswith("| joint"))
+    assert joint.endswith("| +6.00 | +1.00 |")
+
+
+def test_what_a_contrast_is_compared_with_lacks_nothing_else() -> None:
+    for name, variant in ablation.VARIANTS.items():
+        if variant.without:
+            weakening = "downstream.curriculum=1.0"
+            without = ablation.VARIANTS[variant.without]
+            assert (weakening in variant.changes) == (weakening in without.changes), name
 
 
 def test_an_ablation_compares_runs_of_one_commit_and_of_variants_as_they_are() -> None:
@@ -261,8 +281,8 @@ def test_an_ablation_compares_runs_of_one_commit_and_of_variants_as_they_are() -
         ]
     )
     base, joint = (line for line in found.splitlines() if line.startswith(("| base", "| joint")))
-    assert base.endswith("| 1 | 95.00 | 94.90 | – |")
-    assert joint.endswith("| 1 | 91.00 | 90.90 | +1.00 |")
+    assert base.endswith("| 1 | 95.00 | 94.90 | – | – |")
+    assert joint.endswith("| 1 | 91.00 | 90.90 | +1.00 | +1.00 |")
 
 
 def test_every_variant_sends_as_many_images_through_the_encoder() -> None:
