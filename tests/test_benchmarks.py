@@ -219,6 +219,18 @@ def test_figures_in_readme_and_recipes_are_those_of_the_rows() -> None:
             assert f"(worst {min(tested):.2f})" in reaches
 
 
+def test_what_was_foreseen_is_held_against_what_came() -> None:
+    def row(per_class: int, found: float) -> dict[str, Any]:
+        return {"per_class": per_class, "test_accuracy": found, "test_images": 10_000}
+
+    known = [row(n, 1 - 0.5 * n**-0.9) for n in (5, 10, 20, 50) for _ in range(3)]
+    came = 1 - 0.5 * 100**-0.9
+    told = accuracy._foreseen([*known, row(100, came), row(100, 0.9)])
+    assert told.startswith("From the 12 runs with at most 50 labels a class")
+    assert "expects 99.20 % of one more run with 100 (80 % interval 99.06–99.33 %)" in told
+    assert told.endswith(f"Measured: {100 * came:.2f}, 90.00; 1 of 2 lie inside.")
+
+
 def test_pages_are_made_from_their_rows() -> None:
     assert accuracy.RESULTS.read_text(encoding="utf-8") == accuracy.page()
     made = ablation.page(read(ablation.ROWS))
