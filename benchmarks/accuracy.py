@@ -211,6 +211,8 @@ def mean_of(values: list[float], signed: bool = False) -> str:
     if len(values) == 1:
         return f"{values[0]:{form}}"
     mean, sd, low, high = mean_interval(values)
+    if not signed:  # of an accuracy Student's bounds may lie beyond what there is
+        low, high = max(low, 0.0), min(high, 100.0)
     return f"{mean:{form}} ± {sd:.2f} ({low:{form}} to {high:{form}})"
 
 

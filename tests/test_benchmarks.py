@@ -219,6 +219,11 @@ def test_figures_in_readme_and_recipes_are_those_of_the_rows() -> None:
             assert f"(worst {min(tested):.2f})" in reaches
 
 
+def test_the_interval_of_a_mean_accuracy_ends_at_all_and_nothing() -> None:
+    assert accuracy.mean_of([99.0, 99.9]) == "99.45 ± 0.64 (93.73 to 100.00)"
+    assert accuracy.mean_of([0.1, 1.0], signed=True) == "+0.55 ± 0.64 (-5.17 to +6.27)"
+
+
 def test_what_was_foreseen_is_held_against_what_came() -> None:
     def row(per_class: int, found: float) -> dict[str, Any]:
         return {"per_class": per_class, "test_accuracy": found, "test_images": 10_000}
