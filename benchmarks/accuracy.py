@@ -133,7 +133,7 @@ def _foreseen(rows: list[Row]) -> str:
     except ValueError as error:
         return f"What these foresee is not known yet: {error}."
     inside = sum(ahead.low <= accuracy <= ahead.high for accuracy in came)
-    figures = ", ".join(f"{100 * accuracy:.2f}" for accuracy in came)
+    figures = ", ".join(f"{100 * accuracy:.2f}" for accuracy in came) or "nothing yet"
     return (
         f"From the {len(known)} runs with at most {LEARNED_FROM} labels a class, "
         f"`handful learn-curve` expects {100 * ahead.accuracy:.2f} % of one more run with {AHEAD} "
@@ -203,7 +203,8 @@ def _which(rows: list[Row]) -> str:
     if draws[0] is None:
         splits = sorted(row["split_seed"] for row in rows)
         return f"`mnist50`, splits {splits[0]}–{splits[-1]}" if len(rows) > 1 else "`mnist50`"
-    return f"{rows[0]['per_class']} a class, draws {min(draws)}–{max(draws)}"
+    which = f"draws {min(draws)}–{max(draws)}" if len(draws) > 1 else f"draw {draws[0]}"
+    return f"{rows[0]['per_class']} a class, {which}"
 
 
 def mean_of(values: list[float], signed: bool = False) -> str:

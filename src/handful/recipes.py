@@ -138,7 +138,7 @@ RECIPES: dict[str, Recipe] = {
         summary="one wider network, all its time on labels: cross-entropy, views that weaken",
         command="handful train mnist50 --recipe best",
         cost="about 3 min on two CPU cores",
-        reaches="not measured yet",
+        reaches="98.92 % of MNIST's test images, mean of draws 100-109 (worst 98.66)",
         config=BEST,
     ),
     "ensemble": Recipe(
