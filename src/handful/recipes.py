@@ -138,7 +138,8 @@ RECIPES: dict[str, Recipe] = {
         summary="one wider network, all its time on labels: cross-entropy, views that weaken",
         command="handful train mnist50 --recipe best",
         cost="about 3 min on two CPU cores",
-        reaches="98.92 % of MNIST's test images, mean of draws 100-109 (worst 98.66)",
+        reaches="98.92 % of MNIST's test images, mean of draws 100-109 (worst 98.66); "
+        "from 10 labels a class 97.18 %",
         config=BEST,
     ),
     "ensemble": Recipe(
