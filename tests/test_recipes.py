@@ -73,6 +73,15 @@ def test_sizing_leaves_nothing_open_that_training_needs(name: str, few: ImageSet
     assert fitted(config, few) == config
 
 
+def test_an_ensemble_is_of_such_networks_as_the_best_one() -> None:
+    best, ensemble = RECIPES["best"].config, RECIPES["ensemble"].config
+    assert best.differences(ensemble).keys() == {"recipe", "members"}
+    assert ensemble.members > best.members == 1
+    # nothing is held out to calibrate by, and there is no contrast that a control could lack
+    assert best.data.validation == 0
+    assert not best.contrasts
+
+
 def test_sizing_never_overrules_a_number_that_was_given(few: ImageSet) -> None:
     asked = RECIPES["standard"].config.updated({"pretext.steps": 0, "downstream.steps": 3})
     config = sized(asked, len(few), len(few))

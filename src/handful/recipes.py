@@ -145,7 +145,7 @@ RECIPES: dict[str, Recipe] = {
     "ensemble": Recipe(
         summary="the mean of three networks such as the one of best",
         command="handful train mnist50 --recipe ensemble",
-        cost="about 8 min on two CPU cores",
+        cost="three times that of best",
         reaches="not measured yet",
         config=BEST.updated({"recipe": "ensemble", "members": 3}),
     ),
