@@ -64,8 +64,8 @@ RICH_GENERAL = ViewsConfig(
 )
 
 LITTLE = 0.02
-"""Label smoothing where nothing is held out to calibrate by: probabilities are then too modest by
-three or four points, with the usual 0.1 by twelve."""
+"""Label smoothing where nothing is held out to calibrate by: digits then get probabilities that are
+too modest by three to six points, with the usual 0.1 by twelve."""
 BEST = RunConfig(
     recipe="best",
     tsne=False,
