@@ -214,10 +214,10 @@ labels drawn from training images 0–49,999, accuracy in per cent on training i
 seed 0; the test files stay shut. Such figures choose recipes and are no results.
 
 Every variant sends as many images through the encoder in training and makes one change, or two, in
-the base. *Gain* is the paired difference to the base over draws; *of the contrast* is that to the
-same training without its contrast, whose cross-entropy gets those images too: mean ± standard
-deviation (95 % interval of the mean, Student's t). Draws are few: only what stands clear of zero
-says something.
+the base. *Gain* is the paired difference to the base over draws; *over no contrast* that to the
+same training without contrast, whose images go to cross-entropy instead: mean ± standard deviation
+(95 % interval of the mean, Student's t). Draws are few: only what stands clear of zero says
+something.
 
 The base is `fast` with {base}.
 
@@ -226,7 +226,7 @@ The base is `fast` with {base}.
 Repeat: `python -m benchmarks.ablation run DIR --per-class 50 --draws 0-3`, and the same with
 `--per-class 10 --draws 0-1`, DIR with the four idx files.
 """
-_HEAD = """| variant | what it is | draws | accuracy | single view | gain | of the contrast |
+_HEAD = """| variant | what it is | draws | accuracy | single view | gain | over no contrast |
 |---|---|---|---|---|---|---|"""
 
 

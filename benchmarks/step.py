@@ -110,8 +110,8 @@ BENCHMARK = Benchmark(
 products of 2048 × 2048 matrices and of 3 × 3 convolutions of 128 channels; the share of the higher
 one that the encoder alone reaches, forward and backward, counts three times the multiply-adds of
 its convolutions. Then the parts of a step: *forward* is of encoder and head, *backward* also of the
-loss. `best` and `ensemble` leave the pretext task out: their parts are of the step that it would
-take.""",
+loss. `best` and `ensemble` have no pretext task: their rows are of the step that they would take if
+they had one.""",
     columns={
         "recipe": cells.text("case"),
         "multiply-adds an image": lambda row: f"{row['multiply_adds'] / 1e6:.1f} million",

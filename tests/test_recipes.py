@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 import torch
@@ -97,10 +98,10 @@ def test_length_follows_the_number_of_images_between_floor_and_ceiling(
     assert config.pretext.steps is not None
     assert config.downstream.steps is not None
     # batches of an epoch are nearly equal: n / ceil(n / batch size) images each
-    per_step = 2 * seen / -(-seen // pretext_batch)
+    per_step = Fraction(2 * seen, -(-seen // pretext_batch))
     views = config.pretext.steps * per_step
     assert FEWEST_VIEWS - per_step - 2 < views <= MOST_VIEWS
-    lesson = 40 / -(-40 // batch)
+    lesson = Fraction(40, -(-40 // batch))
     lessons = config.downstream.steps * lesson
     assert FEWEST_LESSONS - lesson - 1 < lessons <= MOST_LESSONS
 
