@@ -22,7 +22,7 @@ from handful.bench import Row, read
 from handful.forecast import SHARE
 from handful.metrics import mean_interval
 from handful.recipes import RECIPES
-from handful.wording import numbers
+from handful.wording import between, numbers, percent
 
 HERE = Path(__file__).parent
 ROWS, DEV_ROWS = HERE / "accuracy.jsonl", HERE / "dev.jsonl"
@@ -133,17 +133,14 @@ def _foreseen(rows: list[Row]) -> str:
     """What `handful learn-curve` would have said of AHEAD labels a class, and what came."""
     known = [row for row in rows if row["per_class"] <= LEARNED_FROM]
     came = [row["test_accuracy"] for row in rows if row["per_class"] == AHEAD]
-    try:
-        ahead = efficiency.expected(known, AHEAD)
-    except ValueError as error:
-        return f"What these foresee is not known yet: {error}."
+    ahead, images = efficiency.expected(known, AHEAD), rows[0]["test_images"]
     inside = sum(ahead.low <= accuracy <= ahead.high for accuracy in came)
     figures = ", ".join(f"{100 * accuracy:.2f}" for accuracy in came)
     measured = f"Measured: {figures}; {inside} of {len(came)} lie inside."
     return (
         f"From the {len(known)} runs with at most {LEARNED_FROM} labels a class, "
-        f"`handful learn-curve` expects {100 * ahead.accuracy:.2f} % of one more run with {AHEAD} "
-        f"({100 * SHARE:.0f} % interval {100 * ahead.low:.2f}–{100 * ahead.high:.2f} %). "
+        f"`handful learn-curve` expects {percent(ahead.accuracy, images)} of one more run with "
+        f"{AHEAD} ({100 * SHARE:.0f} % interval {between((ahead.low, ahead.high), images)}). "
         f"{measured if came else 'Not measured yet.'}"
     )
 
@@ -255,6 +252,9 @@ had code, looked at the test set on one draw of their own; none of their figures
 ## How many labels
 
 ![Accuracy of {curve_of} by the number of labels](images/labels.png)
+
+Points are runs, bars 95 % intervals of their mean. Diamonds are what other people published for as
+many labels and no other images, as arXiv 1905.00135 is quoted: not every figure that there is.
 
 {foreseen}
 
