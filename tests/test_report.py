@@ -339,6 +339,20 @@ def test_without_pretext_the_pipeline_is_drawn_as_far_as_it_went(tmp_path: Path)
     assert "pipeline" in Page(report.build(run)).sections
 
 
+def test_curves_are_explained_as_far_as_there_are_any(tmp_path: Path, page: Page) -> None:
+    explained = ("Health of the pretext task", "Validation loss is")
+    assert all(words in page.text for words in explained)
+    run = write_run(tmp_path / "run", without=EVERY_ARRAY, validation_accuracy=None)
+    plain = RunConfig().updated({"pretext.steps": 0}).to_toml()
+    (run / "config.toml").write_text(HEADER + plain, encoding="utf-8")
+    short = Page(report.build(run))
+    assert "curves" in short.sections
+    assert not any(words in short.text for words in explained)
+    described = next(str(attrs["alt"]) for attrs in short.of("img") if attrs.get("alt"))
+    assert described.startswith("Training curves: the classifier's training loss")
+    assert "validation" not in described
+
+
 def test_nulls_everywhere_leave_a_page(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", tests=20, without=("metrics.jsonl", *EVERY_ARRAY))
     nothing = dict.fromkeys(json.loads((run / "summary.json").read_text()))
