@@ -11,6 +11,7 @@ docs/ablation.md from the newest rows of each variant.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,17 +41,20 @@ class Variant(NamedTuple):
         return [*BASE, *self.changes]
 
 
-def _steps(images: int, batch: int = BATCH) -> int:
-    return images // batch
+def _steps(images: int, batch: float = BATCH) -> int:
+    return round(images / batch)
 
 
-def _two_stages(loss: str, share: float) -> tuple[str, ...]:
-    """A pretext task that takes `share` of the images; the classifier gets the others."""
+def _two_stages(loss: str, share: float, batch: float = BATCH) -> tuple[str, ...]:
+    """A pretext task that takes `share` of the images; the classifier gets the others.
+
+    batch: images in a step of the classifier.
+    """
     pretext = round(IMAGES * share)
     return (
         f"pretext.loss={loss}",
         f"pretext.steps={_steps(pretext, 2 * BATCH)}",
-        f"downstream.steps={_steps(IMAGES - pretext)}",
+        f"downstream.steps={_steps(IMAGES - pretext, batch)}",
     )
 
 
@@ -69,6 +73,16 @@ BASE = (
     "downstream.curriculum=0.0",
 )
 """Cross-entropy alone, from scratch, for a fixed length, laid over the recipe `fast`."""
+SMALL_BATCH = 62.5
+"""Of 500 images as many in each of eight nearly equal batches."""
+SMALL = (
+    f"downstream.steps={_steps(IMAGES, SMALL_BATCH)}",
+    f"downstream.batch_size={math.ceil(SMALL_BATCH)}",
+    "downstream.ema=0.985",  # over as many images
+)
+DECAY = "downstream.weight_decay=0.5"
+WIDER = (*SMALL[1:], "downstream.curriculum=1.0", DECAY, "network.width=24")
+"""Without its length, which a pretext task shortens."""
 VARIANTS: dict[str, Variant] = {
     "base": Variant("cross-entropy alone, mild views, the weights' average, 8 test views"),
     "sup_con first": Variant(
@@ -104,12 +118,33 @@ VARIANTS: dict[str, Variant] = {
         "those of the pretext task to the end",
         tuple(f"downstream.views.{name}={str(value).lower()}" for name, value in RICH_DIGITS),
     ),
-    "width 32": Variant(
-        "twice the channels, four times the multiplications", ("network.width=32",)
+    "small batches": Variant(
+        "views that weaken, half as many images a step and twice as many steps",
+        (*SMALL, "downstream.curriculum=1.0"),
+    ),
+    "decay": Variant(
+        "views that weaken, ten times the weight decay", ("downstream.curriculum=1.0", DECAY)
+    ),
+    "small batches, decay": Variant(
+        "views that weaken, and both of these", (*SMALL, "downstream.curriculum=1.0", DECAY)
+    ),
+    "wider": Variant("the same with width 24", (SMALL[0], *WIDER)),
+    "wider, nt_xent first": Variant(
+        "of that a third of the images for NT-Xent on rich views first",
+        (*_two_stages("nt_xent", 1 / 3, SMALL_BATCH), *WIDER),
+        without="wider",
+    ),
+    "wider, nt_xent first, unlabelled": Variant(
+        "that on all 50,000 images, with label or without",
+        ("data.unlabelled=true", *_two_stages("nt_xent", 1 / 3, SMALL_BATCH), *WIDER),
+        without="wider",
     ),
     "no average": Variant("the weights themselves", ("downstream.ema=0.0",)),
-    "smoothing 0.02": Variant("less label smoothing", ("downstream.label_smoothing=0.02",)),
-    "weight decay 0.5": Variant("ten times the decay", ("downstream.weight_decay=0.5",)),
+    "16 test views": Variant("instead of 8", ("test_views=16",)),
+    "LARS": Variant(
+        "instead of AdamW, with a usual rate",
+        ("downstream.optimizer=lars", "downstream.learning_rate=1.0"),
+    ),
 }
 
 
