@@ -698,6 +698,31 @@ def test_predict_for_people(command: Any, untrained: Path, mixed: Path) -> None:
     assert "picture" in bad
 
 
+def test_predict_abstains_where_it_is_told_to(command: Any, run: Path, photos: Path) -> None:
+    ended = command("predict", run, photos, "--abstain", 0.2, "--json")
+    assert ended.code == 0
+    assert ended.err.startswith("handful: answers from a probability of ")
+    least = Predictor.load(run, "cpu").abstention(0.2).threshold
+    records = json.loads(ended.out)
+    assert [one["unsure"] for one in records] == [one["probability"] < least for one in records]
+    assert all((one["class"] is None) == one["unsure"] for one in records)
+
+
+@pytest.mark.parametrize("error", [0, 1, -2])
+def test_an_expected_error_that_is_no_share(
+    command: Any, run: Path, error: int, photos: Path
+) -> None:
+    ended = command("predict", run, photos, f"--abstain={error}")
+    assert "between 0 and 1" in only_line(ended)
+
+
+def test_a_model_that_cannot_tell_when_to_abstain(
+    command: Any, untrained: Path, photos: Path
+) -> None:
+    ended = command("predict", untrained, photos, "--abstain", 0.01)
+    assert "downstream.folds=4" in only_line(ended)
+
+
 def test_predict_with_a_folder_that_is_no_run(command: Any, mixed: Path) -> None:
     ended = command("predict", mixed, mixed / "img10.png")
     assert "expected the run folder" in only_line(ended)

@@ -173,7 +173,16 @@ def test_a_run_writes_every_file_of_its_folder(whole: Whole) -> None:
     assert expected <= written
     assert whole.run.report == whole.path / "report.html"
     assert any(name.startswith("checkpoints/") for name in written)
-    for figure in ("views", "pipeline", "curves", "tsne", "confusion", "reliability", "mistakes"):
+    for figure in (
+        "views",
+        "pipeline",
+        "curves",
+        "tsne",
+        "confusion",
+        "reliability",
+        "risk",
+        "mistakes",
+    ):
         with Image.open(whole.path / "figures" / f"{figure}.png") as image:
             assert min(image.size) > 100
     assert not [name for name in written if name.endswith((".part", ".tmp", ".pkl", ".pt"))]
@@ -616,6 +625,75 @@ def test_without_validation_the_length_is_fixed_and_nothing_is_calibrated(
     assert summary["validation_images"] == 0
     assert summary["selected_step"] == 6
     assert summary["calibration"]["temperature"] == 1
+
+
+def test_folds_calibrate_where_nothing_is_held_out(source: Path, tmp_path: Path) -> None:
+    with mock.patch.object(stages, "finetune", wraps=stages.finetune) as trained:
+        run = bare(
+            source, tmp_path / "run", recipe="fast", downstream__folds=4, downstream__fold_share=0.5
+        )
+    (_, _, everything, _), *parts = (call.args for call in trained.call_args_list)
+    assert len(everything) == 100
+    assert [len(images) for _, _, images, _ in parts] == [70, 70, 80, 80]
+    assert {settings.steps for *_, settings in parts} == {3}
+    for _, _, images, _ in parts:  # each class has ten images: three, three, two and two are out
+        assert torch.isin(images.sources, everything.sources).all()
+    summary = run.summary
+    assert summary["calibration"]["temperature"] != 1
+    assert (
+        summary["calibrated_by"]
+        == "100 labelled images, answered by networks that learned from others"
+    )
+    evidence = Predictor.load(run.path, "cpu").evidence
+    assert evidence is not None
+    assert len(evidence.right) == 100
+    assert [row["error"] for row in summary["abstention"]] == [0.01, 0.005]
+    # calibration takes nothing from the network that answers
+    plain = bare(source, tmp_path / "plain", recipe="fast")
+    mine, theirs = (checkpoints.load(one.path / "model")[0] for one in (run, plain))
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_no_answer_in_the_evidence_is_by_a_network_that_knew_the_image(
+    source: Path, tmp_path: Path
+) -> None:
+    with (
+        mock.patch.object(stages, "finetune", wraps=stages.finetune) as trained,
+        mock.patch.object(networks, "classify", wraps=networks.classify) as asked,
+    ):
+        bare(source, tmp_path / "run", recipe="fast", data__copies=2, downstream__folds=3)
+    learned = {id(call.args[0]): call.args[2].images for call in trained.call_args_list}
+    held = [call.args for call in asked.call_args_list if id(call.args[0]) in learned][:3]
+    assert [len(images) for _, _, images in held] == [40, 30, 30]  # copies are not asked about
+    for encoder, _, images in held:
+        known = {image.numpy().tobytes() for image in learned[id(encoder)]}
+        assert not known & {image.numpy().tobytes() for image in images}
+
+
+def test_one_image_a_class_leaves_nothing_to_calibrate_by(source: Path, tmp_path: Path) -> None:
+    run = bare(source, tmp_path / "run", recipe="fast", data__per_class=1, downstream__folds=4)
+    assert run.summary["calibrated_by"] is None
+    assert run.summary["abstention"] == []
+
+
+def test_validation_images_say_when_to_abstain(whole: Whole) -> None:
+    evidence = Predictor.load(whole.path, "cpu").evidence
+    assert evidence is not None
+    assert len(evidence.right) == whole.summary["validation_images"]
+    assert float(evidence.right.double().mean()) == whole.summary["validation_accuracy"]
+    n = whole.summary["validation_images"]
+    assert whole.summary["calibrated_by"] == f"{n} labelled images held out for validation"
+
+
+def test_a_model_knows_the_labelled_images_again(whole: Whole) -> None:
+    model = Predictor.load(whole.path, "cpu")
+    settings = config.load(whole.path / "config.toml")
+    final = partition.partition(settings, datasets.load(settings.data)).final
+    assert model.distance(final).max() < 0.05
+    test = datasets.load(settings.data).test
+    assert test is not None
+    strange = float((model.distance(test) > 1).mean())
+    assert whole.summary["strangers"] == pytest.approx(strange, abs=0.02)
 
 
 def test_the_control_gets_as_many_images_where_the_length_is_fixed(

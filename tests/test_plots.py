@@ -101,6 +101,22 @@ def test_confusion_of_any_number_of_classes(classes: int) -> None:
     assert opened(figure).width < 3000
 
 
+def test_risk_falls_where_less_is_answered_and_marks_the_chosen_places() -> None:
+    coverage = np.arange(1, 501) / 500
+    figure = plots.risk(coverage, coverage**4 / 50, {"at most 1.0 % expected": (0.95, 0.016)})
+    (curve, mark) = figure.axes[0].lines
+    assert len(curve.get_xdata()) == 495  # of the first hundredth a share says nothing
+    assert (list(mark.get_xdata()), list(mark.get_ydata())) == ([0.95], [0.016])
+    assert "at most 1.0 % expected" in texts(figure)
+    assert inside(figure)
+    ticks = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert len(set(ticks)) == len(ticks)
+
+
+def test_risk_without_an_error_and_of_one_image() -> None:
+    assert opened(plots.risk(np.ones(1), np.zeros(1), {})).width > 300
+
+
 def test_confusion_without_an_error() -> None:
     assert opened(plots.confusion(np.diag([3, 4]), ["0", "1"])).mode == "P"
 

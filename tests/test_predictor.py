@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from handful import checkpoints, pictures, predictor
+from handful.confidence import Evidence
 from handful.config import NetworkConfig
 from handful.images import ImageSet
 from handful.networks import INFERENCE_BATCH, Encoder, classifier_head, joined
@@ -69,6 +70,34 @@ def test_an_ensemble_is_read_as_it_was_written(tmp_path: Path) -> None:
     torch.testing.assert_close(
         torch.from_numpy(again.embed(images)), again.encoder.eval()(images / 255)
     )
+
+
+def test_what_a_model_knows_of_its_labels_is_read_as_it_was_written(tmp_path: Path) -> None:
+    images = ImageSet.of(pixels(9), torch.arange(9) % 3, NAMES)
+    evidence = Evidence(torch.tensor([0.9, 0.7], dtype=torch.float64), torch.tensor([True, False]))
+    model = replace(made(), evidence=evidence).acquainted_with(images)
+    model.save(tmp_path)
+    again = Predictor.load(tmp_path, "cpu")
+    assert again.abstention(0.3) == model.abstention(0.3)
+    others = pixels(5, seed=3)
+    np.testing.assert_allclose(again.distance(others), model.distance(others), rtol=1e-5)
+    assert model.distance(images).max() < 0.05 < model.distance(255 - others).min()
+
+
+def test_a_model_that_knows_nothing_of_its_labels_says_so(tmp_path: Path) -> None:
+    made().save(tmp_path)
+    model = Predictor.load(tmp_path, "cpu")
+    assert np.isnan(model.distance(pixels(2))).all()
+    with pytest.raises(ValueError, match="nothing says how far"):
+        model.abstention(0.01)
+
+
+def test_no_more_labelled_images_are_kept_than_are_needed() -> None:
+    model = made(size=8)
+    n = predictor.MOST_KNOWN + 1
+    known = model.acquainted_with(ImageSet.of(pixels(n, size=8), torch.zeros(n), NAMES)).familiar
+    assert known is not None
+    assert predictor.MOST_KNOWN / 2 <= len(known.h) <= predictor.MOST_KNOWN
 
 
 @pytest.mark.parametrize("views", [1, 4])
@@ -273,6 +302,7 @@ def changed(folder: Path, **meta: Any) -> None:
         {"preparation": {"kind": "sepia", "size": 28, "channels": 1}},
         {"preparation": {"kind": "digits"}},
         {"temperature": None},
+        {"evidence": {"probability": [0.5]}},
     ],
 )
 def test_a_model_that_does_not_fit_together_is_one_clear_line(

@@ -20,7 +20,7 @@ from handful.config import RunConfig
 from handful.report.record import Record
 from handful.runs import HEADER, RunFolder
 
-FIGURES = ("views", "pipeline", "curves", "tsne", "confusion", "reliability", "mistakes")
+FIGURES = ("views", "pipeline", "curves", "tsne", "confusion", "reliability", "risk", "mistakes")
 DIGITS = tuple("0123456789")
 
 
@@ -134,6 +134,13 @@ def summary_of(arrays: dict[str, np.ndarray], names: Sequence[str]) -> dict[str,
         "control_interval": [accuracy - 0.006 - half, accuracy - 0.006 + half],
         "control_difference": {"difference": 0.006, "interval": [0.0038, 0.0081]},
         "calibration": {"temperature": 0.84, "ece": 0.006, "nll": 0.055, "brier": 0.022},
+        "calibrated_by": "100 labelled images held out for validation", "strangers": 0.021,
+        "abstention": [
+            {"error": 0.01, "threshold": 0.91, "known": 100, "answered": 95, "wrong": 0,
+             "limit": 0.031, "coverage": 0.958, "test_error": 0.004},
+            {"error": 0.005, "threshold": 0.995, "known": 100, "answered": 0, "wrong": 0,
+             "limit": 1.0, "coverage": 0.0, "test_error": None},
+        ],
         "per_class_report": [
             {"name": name, "images": int(truth[k]), "precision": float(hits[k] / max(said[k], 1)),
              "recall": float(hits[k] / max(truth[k], 1)),
@@ -218,7 +225,7 @@ class Page(HTMLParser):
 
 ALL = [
     "quote", "pipeline", "views", "curves", "maps", "confusion", "classes", "calibration",
-    "mistakes", "configuration", "again",
+    "abstention", "mistakes", "configuration", "again",
 ]  # fmt: skip
 
 
@@ -324,7 +331,7 @@ def test_a_development_run_claims_no_test(tmp_path: Path) -> None:
     [
         (("pipeline_image", "metrics.jsonl", "map_xy"), {"pipeline", "curves", "maps"}),
         (("gallery_views", "mistakes_images"), {"views", "mistakes"}),
-        (("test_probabilities", "map_labels"), {"calibration", "mistakes", "maps"}),
+        (("test_probabilities", "map_labels"), {"calibration", "abstention", "mistakes", "maps"}),
     ],
 )
 def test_what_is_missing_is_left_out(
@@ -394,7 +401,8 @@ def test_drawing_and_writing_apart_is_building(whole: Path, page: Page) -> None:
 def test_figures_may_be_drawn_before_the_summary_is_written(tmp_path: Path, whole: Path) -> None:
     report.build(whole)
     early = write_run(tmp_path / "early", tests=600, without=("summary.json",))
-    report.draw(RunFolder(early), {"class_names": list(DIGITS)})
+    known = RunFolder(whole).summary()["abstention"]
+    report.draw(RunFolder(early), {"class_names": list(DIGITS), "abstention": known})
     for name in FIGURES:
         path = Path("figures") / f"{name}.png"
         assert (early / path).read_bytes() == (whole / path).read_bytes()
@@ -464,3 +472,19 @@ EVERY_ARRAY = (
     "pipeline_z", "map_h", "map_xy", "map_xy_before", "map_labels", "test_probabilities",
     "test_labels", "mistakes_images", "mistakes_index",
 )  # fmt: skip
+
+
+def test_it_says_when_to_answer_and_what_few_labels_vouch_for(page: Page) -> None:
+    assert "--abstain 0.01" in page.text
+    assert "100 labelled images held out for validation" in page.text
+    assert "1.0 % 91.0 % 95 of 100 0 3.1 % 95.8 % 0.4 %" in page.text
+    assert "0.5 % 99.5 % 0 of 100 0 100.0 % 0.0 % –" in page.text
+    assert "2.1 % of these images are further from every labelled image" in page.text
+
+
+def test_without_evidence_it_says_how_to_get_some(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", tests=300, abstention=[], calibrated_by=None)
+    text = Page(report.build(run)).text
+    assert "--set downstream.folds=4" in text
+    assert "fitted to" not in text
+    assert "--abstain" not in text

@@ -1,3 +1,4 @@
+import csv
 import io
 import json
 import sys
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from handful import screen
+from handful.confidence import Abstention
 from handful.efficiency import Point
 from handful.predictor import Answer
 
@@ -166,7 +168,44 @@ def test_a_model_of_two_classes_has_fewer_candidates(
     if show is screen.answers_json:
         assert json.loads(text)[0]["candidates"] == [{"class": "dog", "probability": 0.25}]
     if show is screen.answers_csv:
-        assert [line.count(",") for line in io.StringIO(text)] == [7, 7, 7]
+        assert [line.count(",") for line in io.StringIO(text)] == [8, 8, 8]
+
+
+ANSWERS = [
+    Answer(Path("sure.png"), (("cat", 0.99), ("dog", 0.01)), 0.4),
+    Answer(Path("unsure.png"), (("dog", 0.55), ("cat", 0.45)), 2.5),
+]
+
+
+def test_an_unsure_answer_names_no_class_and_a_stranger_is_marked() -> None:
+    _, sure, unsure = screen.answers(ANSWERS, 0.8).splitlines()
+    assert sure.split()[1] == "cat"
+    assert "unlike" not in sure
+    assert unsure.split()[1] == "–"
+    assert "unsure: dog 55.0 %, cat 45.0 %" in unsure
+    assert "unlike the labelled images (2.5 times the usual distance)" in unsure
+    assert "dog" in screen.answers(ANSWERS).splitlines()[2].split()[1]
+
+
+def test_an_unsure_answer_is_none_for_programs() -> None:
+    sure, unsure = json.loads(screen.answers_json(ANSWERS, 0.8))
+    assert (sure["class"], sure["unsure"], sure["distance"]) == ("cat", False, 0.4)
+    assert (unsure["class"], unsure["unsure"], unsure["probability"]) == (None, True, 0.55)
+    assert [one["class"] for one in unsure["candidates"]] == ["dog", "cat"]
+    head, sure, unsure = csv.reader(io.StringIO(screen.answers_csv(ANSWERS, 0.8)))
+    row = dict(zip(head, unsure, strict=True))
+    assert (row["class"], row["distance"], row["error"]) == ("", "2.500", "unsure: perhaps dog")
+    assert dict(zip(head, sure, strict=True))["class"] == "cat"
+
+
+def test_what_few_labels_cannot_certify_is_said() -> None:
+    found = Abstention(0.01, 0.8123, 100, 95, 0, 0.031)
+    assert screen.abstention(found) == (
+        "answers from a probability of 81.2 % on; of 100 labelled images that the network did not "
+        "learn from 95 reach that, none of them with a wrong answer: with 95 % confidence the "
+        "error is at most 3.1 %; so few images cannot certify 1.0 %"
+    )
+    assert "cannot" not in screen.abstention(Abstention(0.05, 0.5, 900, 900, 3, 0.01))
 
 
 def test_efficiency_has_a_line_for_each_number_of_labels() -> None:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handful.splits import batches, draw, split
+from handful.splits import batches, draw, folds, split
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -166,3 +166,30 @@ def test_batches_are_shuffled_anew_by_the_generator_alone() -> None:
     assert first.tolist() != second.tolist()
     assert first.tolist() == torch.cat([*batches(50, 8, generator(5))]).tolist()
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+@given(copied_sets(), st.integers(2, 6))
+def test_folds_hold_every_labelled_source_out_once_and_whole(
+    made: tuple[torch.Tensor, torch.Tensor], count: int
+) -> None:
+    labels, sources = made
+    held = folds(labels, sources, count, generator())
+    for source in sources.unique():
+        assert len(held[(sources == source) & (labels >= 0)].unique()) <= 1
+    assert bool((held[labels < 0] == -1).all())
+    for label in labels[labels >= 0].unique().tolist():
+        of_class = labels == label
+        distinct = len(sources[of_class].unique())
+        if distinct == 1:  # there would be nothing to learn the class from
+            assert bool((held[of_class] == -1).all())
+            continue
+        sizes = [len(sources[of_class & (held == fold)].unique()) for fold in range(count)]
+        assert sum(sizes) == distinct
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_folds_follow_the_generator() -> None:
+    labels, sources = torch.zeros(40, dtype=torch.int64), torch.arange(40)
+    first, again, other = (folds(labels, sources, 4, generator(seed)) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)

@@ -208,9 +208,20 @@ def predict(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    abstain: Annotated[
+        float | None,
+        typer.Option(
+            metavar="ERROR",
+            help="Name a class only where at most this share of answers is expected to be wrong, "
+            "for example 0.01.",
+        ),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Name the class of each image, with its probability and the next candidates.
+
+    An image that is unlike all labelled ones is marked. With --abstain, unsure answers are left
+    out, and a line says how far so few labelled images can vouch for the others.
 
     A file that cannot be read gets a row with the reason; the others are answered all the same,
     and the exit code is 2.
@@ -221,6 +232,11 @@ def predict(
     from handful.predictor import Predictor
 
     model = Predictor.load(run, device=device)
+    least = 0.0
+    if abstain is not None:
+        limits = model.abstention(abstain)
+        least = limits.threshold
+        _note(screen.abstention(limits))
     paths = list(expand(files))
     shown = screen.answers_json if as_json else screen.answers_csv if as_csv else screen.answers
     unreadable, began = 0, time.monotonic()
@@ -235,7 +251,7 @@ def predict(
             yield answer
 
     with screen.progress(quiet=len(paths) < folders.MANY) as progress:
-        text = shown(answers())
+        text = shown(answers(), least)
     typer.echo(text)
     if unreadable:
         raise ValueError(f"{unreadable} of {len(paths)} files could not be read")

@@ -154,6 +154,11 @@ class DownstreamConfig(Frozen):
     """Checks in a row that validation finds worse than the best, after which training stops."""
     refit: bool = True
     """Train once more on all labels for the length that validation chose."""
+    folds: Annotated[int, Field(ge=0, le=50)] = 0
+    """Where nothing is held out for validation: parts of the labelled images, each answered by a
+    network that learned from the others. These answers calibrate, and say when to abstain."""
+    fold_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Of the steps, for which each of those networks is trained."""
     views: ViewsConfig = ViewsConfig()
     curriculum: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the steps over which views weaken from those of the pretext task to these."""
@@ -197,6 +202,12 @@ class RunConfig(Frozen):
                 f"members = {self.members} needs data.validation = 0 and a fixed length: "
                 "nothing is held out that could choose one for all"
             )
+        if self.members > 1 and self.downstream.folds:
+            raise ValueError(
+                f"members = {self.members} needs downstream.folds = 0: nothing calibrates several"
+            )
+        if self.downstream.folds == 1:
+            raise ValueError("downstream.folds = 1 leaves nothing to learn from: 0, or at least 2")
         if self.data.validation == 0 and self.downstream.steps is None:
             raise ValueError("downstream.steps must be set where data.validation is 0")
         return self

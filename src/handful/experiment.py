@@ -123,7 +123,7 @@ def _carry_out(session: Session, members: Sequence[Member]) -> tuple[dict[str, A
     _announce(session, first.encoder)
     seen = sum(map(stages.pretext_task, members))
     trained = stages.train_classifier(members)
-    predictor = stages.predictor_of(session, trained)
+    predictor = stages.predictor_of(session, trained, known=parts.final)
     summary = _described(session, trained, seen)
     arrays = {"labelled_fingerprints": _labelled(session)}
     if seen:
@@ -189,6 +189,8 @@ def _announce(session: Session, encoder: Encoder) -> None:
     then = downstream.steps * _batch(parts.final, downstream.batch_size)
     then *= 1 + (parts.validation is not None and downstream.refit)
     then += downstream.steps * _batch(parts.everything, downstream.batch_size) * keeping
+    if parts.validation is None:
+        then *= 1 + downstream.folds * downstream.fold_share
     then *= 2 if downstream.contrasts else 1
     images = (first + then) * (1 + _has_control(session)) * config.members
     seconds = images * networks.seconds_per_image(encoder, parts.final.images)
@@ -236,6 +238,7 @@ def _described(session: Session, trained: Trained, seen: int) -> dict[str, Any]:
         "unlabelled_images": parts.unlabelled,
         "class_names": list(parts.final.class_names),
         "test_of": parts.test_of,
+        "calibrated_by": _calibrated_by(trained),
         "test_accuracy": None,
         "test_interval": None,
         "control_test_accuracy": None,
@@ -253,6 +256,16 @@ def _described(session: Session, trained: Trained, seen: int) -> dict[str, Any]:
         "precision": str(session.dtype).removeprefix("torch."),
         "versions": devices.versions(),
     }
+
+
+def _calibrated_by(trained: Trained) -> str | None:
+    """What the temperature of the probabilities was fitted to, for people."""
+    if trained.evidence is None:
+        return None
+    images = f"{len(trained.evidence.right):,} labelled images"
+    if trained.validation:
+        return f"{images} held out for validation"
+    return f"{images}, answered by networks that learned from others"
 
 
 def evaluate(

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from handful import checkpoints, devices, pictures, views
+from handful.confidence import Abstention, Evidence, Familiar, abstention
 from handful.config import SURE, NetworkConfig
 from handful.images import ImageSet
 from handful.networks import (
@@ -28,6 +29,7 @@ from handful.networks import (
     classifier_head,
     in_parts,
     joined,
+    represent,
 )
 from handful.pictures import Bytes, Preparation
 
@@ -36,6 +38,8 @@ Images = ImageSet | Tensor | Array | Sequence[str | Path | Image.Image]
 
 FILES_TOGETHER = 32
 """Most files that one thread reads and answers at a time: more is larger, not faster."""
+MOST_KNOWN = 2000
+"""Labelled images that new ones are compared with."""
 MOST_THREADS = 16
 """More would wait for each other's Python, and each holds the maps of its images in memory."""
 
@@ -46,6 +50,8 @@ class Answer:
 
     path: Path
     ranking: tuple[tuple[str, float], ...] = ()
+    distance: float | None = None
+    """From the labelled images, as a multiple of what is usual among them; None is not known."""
     error: str | None = None
 
 
@@ -66,6 +72,8 @@ class Predictor:
     network: NetworkConfig
     temperature: float = 1.0
     test_views: int = 1
+    evidence: Evidence | None = None
+    familiar: Familiar | None = None
 
     @property
     def members(self) -> int:
@@ -81,12 +89,11 @@ class Predictor:
 
         Of the image itself, where that leaves no doubt; else of the mean over its test views.
         """
-        return self._each_batch(images, self._batch_logits, len(self.class_names))
+        return self._each_batch(images, self._batch_answers, len(self.class_names) + 1)[:, :-1]
 
     def predict_proba(self, images: Images) -> Array:
         """Calibrated probabilities, float64 (N, Y), columns in the order of `class_names`."""
-        probabilities: Array = self.logits(images).double().softmax(1).numpy()
-        return probabilities
+        return _probabilities(self.logits(images))
 
     def predict(self, images: Images) -> list[str]:
         """The most probable class of each image."""
@@ -96,6 +103,34 @@ class Predictor:
         """Representations h of the images themselves, float32 (N, D)."""
         h: Array = self._each_batch(images, self.encoder, self.encoder.dim).numpy()
         return h
+
+    def distance(self, images: Images) -> Array:
+        """How far images are from the labelled ones, float32 (N,).
+
+        Multiples of what is usual: above 1 it is more than 99 of 100 labelled images are from the
+        nearest other one. NaN where the model does not know (of a run before this was kept).
+        """
+        found: Array = self._each_batch(images, self._batch_distance, 1)[:, 0].numpy()
+        return found
+
+    def abstention(self, error: float) -> Abstention:
+        """From which probability on answers are expected to be wrong in at most a share `error`.
+
+        Raises ValueError where nothing was held out that could tell, and unless 0 < error < 1.
+        """
+        if self.evidence is None:
+            raise ValueError(
+                "nothing says how far this model's probabilities can be trusted: train with "
+                "data.validation, or with --set downstream.folds=4"
+            )
+        return abstention(self.evidence, error)
+
+    def acquainted_with(self, images: ImageSet) -> Predictor:
+        """The same, with these images as the ones that others are compared with."""
+        some = images.images[:: -(-len(images) // MOST_KNOWN)]
+        # in half precision, as it is kept: a model that was saved and read says the same
+        h = represent(self.encoder, some).half().float()
+        return replace(self, familiar=Familiar(h))
 
     def predict_files(self, paths: Sequence[Path]) -> Iterator[Answer]:
         """One answer a file, in order; a file that cannot be read has its reason instead.
@@ -129,9 +164,9 @@ class Predictor:
         opened = [self._try(path) for path in paths]
         readable = [pixels for pixels in opened if not isinstance(pixels, str)]
         with turns:
-            rankings = iter(self._rankings(_stacked(readable)) if readable else ())
+            found = iter(self._found(_stacked(readable)) if readable else ())
         return [
-            Answer(path, error=pixels) if isinstance(pixels, str) else Answer(path, next(rankings))
+            Answer(path, error=pixels) if isinstance(pixels, str) else Answer(path, *next(found))
             for path, pixels in zip(paths, opened, strict=True)
         ]
 
@@ -141,15 +176,19 @@ class Predictor:
         except ValueError as error:
             return str(error).removeprefix(f"cannot read {path}: ")
 
-    def _rankings(self, images: Tensor) -> list[tuple[tuple[str, float], ...]]:
-        """The classes of each image with their probabilities, best first."""
-        probabilities = self.predict_proba(images)
+    def _found(
+        self, images: Tensor
+    ) -> Iterator[tuple[tuple[tuple[str, float], ...], float | None]]:
+        """Of each image its classes with their probabilities, best first, and its distance."""
+        answers = self._each_batch(images, self._batch_answers, len(self.class_names) + 1)
+        probabilities = _probabilities(answers[:, :-1])
         order = np.argsort(-probabilities, axis=1, kind="stable")
         best = np.take_along_axis(probabilities, order, axis=1)
-        return [
-            tuple(zip([self.class_names[i] for i in classes], row, strict=True))
-            for classes, row in zip(order.tolist(), best.tolist(), strict=True)
-        ]
+        for classes, row, distance in zip(
+            order.tolist(), best.tolist(), answers[:, -1].tolist(), strict=True
+        ):
+            ranking = tuple(zip([self.class_names[i] for i in classes], row, strict=True))
+            yield ranking, None if self.familiar is None else distance
 
     def _each_batch(
         self, images: Images, forward: Callable[[Tensor], Tensor], columns: int
@@ -161,18 +200,31 @@ class Predictor:
             parts.append(in_parts(forward, pixels, self.encoder, self.head).cpu())
         return torch.cat(parts)
 
-    def _batch_logits(self, x: Tensor) -> Tensor:
-        """Float (N, C, H, W) to (N, Y)."""
-        logits, others = self._look(x), self.test_views - 1
+    def _batch_answers(self, x: Tensor) -> Tensor:
+        """Float (N, C, H, W) to logits and, last, the distance: (N, Y + 1)."""
+        h = self.encoder(x)
+        return torch.cat([self._batch_logits(x, h), self._distances(h)[:, None]], 1)
+
+    def _batch_distance(self, x: Tensor) -> Tensor:
+        return self._distances(self.encoder(x))[:, None]
+
+    def _distances(self, h: Tensor) -> Tensor:
+        if self.familiar is None:
+            return torch.full((len(h),), torch.nan, device=h.device)
+        return self.familiar.distance(h)
+
+    def _batch_logits(self, x: Tensor, h: Tensor) -> Tensor:
+        """Float (N, C, H, W) and their h (N, D) to (N, Y)."""
+        logits, others = self._judge(h), self.test_views - 1
         doubt = (logits.softmax(1).amax(1) < SURE).nonzero().squeeze(1) if others else ()
         if len(doubt):
             seen = views.test_views(x[doubt], self.test_views)[1:]  # (V - 1, M, C, H, W)
-            more = self._look(seen.flatten(0, 1)).unflatten(0, (others, len(doubt)))
+            more = self._judge(self.encoder(seen.flatten(0, 1))).unflatten(0, (others, len(doubt)))
             logits[doubt] = (logits[doubt] + more.sum(0)) / self.test_views
         return logits
 
-    def _look(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.encoder(x)) / self.temperature
+    def _judge(self, h: Tensor) -> Tensor:
+        logits: Tensor = self.head(h) / self.temperature
         return logits
 
     def _batches(self, images: Images) -> Iterator[Tensor]:
@@ -213,6 +265,8 @@ class Predictor:
         """Write `weights.safetensors` and `model.json`, which `load` reads."""
         tensors = {f"encoder.{name}": t for name, t in self.encoder.state_dict().items()}
         tensors |= {f"head.{name}": t for name, t in self.head.state_dict().items()}
+        if self.familiar is not None:
+            tensors["known.h"] = self.familiar.h.half()
         meta = {
             "class_names": list(self.class_names),
             "preparation": self.preparation.as_dict(),
@@ -220,6 +274,7 @@ class Predictor:
             "members": self.members,
             "temperature": self.temperature,
             "test_views": self.test_views,
+            "evidence": self.evidence and self.evidence.as_dict(),
             "versions": devices.versions(),
         }
         checkpoints.save(Path(folder), tensors, meta)
@@ -248,6 +303,8 @@ class Predictor:
             raise ValueError(f"{place} is damaged: {type(error).__name__}: {reason}") from error
         predictor.encoder.to(target)
         predictor.head.to(target)
+        if "known.h" in tensors:
+            predictor.familiar = Familiar(tensors["known.h"].float().to(target))
         return predictor
 
     @classmethod
@@ -269,9 +326,23 @@ class Predictor:
                 if name.startswith(prefix)
             }
             module.load_state_dict(own, strict=True, assign=True)
+        evidence = meta.get("evidence")
         return cls(
-            encoder, head, names, preparation, network, meta["temperature"], meta["test_views"]
+            encoder,
+            head,
+            names,
+            preparation,
+            network,
+            meta["temperature"],
+            meta["test_views"],
+            evidence and Evidence.from_dict(evidence),
         )
+
+
+def _probabilities(logits: Tensor) -> Array:
+    """float64 (N, Y)."""
+    probabilities: Array = logits.double().softmax(1).numpy()
+    return probabilities
 
 
 def _stacked(images: Iterable[Bytes]) -> Tensor:

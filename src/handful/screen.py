@@ -16,6 +16,7 @@ from handful.wording import between, duration, percent, points, points_between
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+    from handful.confidence import Abstention
     from handful.efficiency import Point
     from handful.forecast import Forecast
     from handful.predictor import Answer
@@ -280,21 +281,40 @@ def evaluation(found: Mapping[str, Any]) -> str:
     return f"{table(figures)}\n\n{table([('class', 'images', *rates), *classes])}"
 
 
-def answers(found: Iterable[Answer]) -> str:
-    """`predict`: a line a file, the class first and the next candidates after it."""
+def answers(found: Iterable[Answer], least: float = 0.0) -> str:
+    """`predict`: a line a file, the class first and the next candidates after it.
+
+    least: probability below which no class is named.
+    """
     body = [["file", "class", "probability", "next candidates"]]
     for answer in found:
         if answer.error is not None:
             body.append([str(answer.path), "–", "", answer.error])
             continue
         (best, share), *others = answer.ranking[:CANDIDATES]
-        rest = ", ".join(f"{name} {percent(p)}" for name, p in others)
+        rest = _named(others)
+        if share < least:
+            best, rest = "–", f"unsure: {_named(answer.ranking[:CANDIDATES])}"
+        if _strange(answer):
+            rest += f"; unlike the labelled images ({answer.distance:.1f} times the usual distance)"
         body.append([str(answer.path), best, percent(share), rest])
     return table(body)
 
 
-def answers_json(found: Iterable[Answer]) -> str:
-    """`predict --json`: an array with an object a file, with `error` instead of a class."""
+def _named(ranking: Iterable[tuple[str, float]]) -> str:
+    return ", ".join(f"{name} {percent(p)}" for name, p in ranking)
+
+
+def _strange(answer: Answer) -> bool:
+    return answer.distance is not None and answer.distance > 1
+
+
+def answers_json(found: Iterable[Answer], least: float = 0.0) -> str:
+    """`predict --json`: an array with an object a file, with `error` instead of a class.
+
+    Below the probability `least` the class is null and `unsure` is true. `distance` is the one to
+    the labelled images, above 1 where an image is unlike all of them, null where none is known.
+    """
     records: list[dict[str, Any]] = []
     for answer in found:
         record: dict[str, Any] = {"file": str(answer.path)}
@@ -304,23 +324,46 @@ def answers_json(found: Iterable[Answer]) -> str:
         best, *others = (
             {"class": name, "probability": p} for name, p in answer.ranking[:CANDIDATES]
         )
-        records.append(record | best | {"candidates": others})
+        if answer.ranking[0][1] < least:
+            others, best = [best, *others], {"class": None, "probability": best["probability"]}
+        doubt = {"unsure": best["class"] is None, "distance": answer.distance}
+        records.append(record | best | doubt | {"candidates": others})
     return as_json(records)
 
 
-def answers_csv(found: Iterable[Answer]) -> str:
-    """`predict --csv`: a head and a row a file; `error` is empty where there is an answer."""
+def answers_csv(found: Iterable[Answer], least: float = 0.0) -> str:
+    """`predict --csv`: a head and a row a file; `error` is empty where there is an answer.
+
+    Below the probability `least` the class is empty, and `error` names the candidate.
+    """
     columns = ["file", "class", "probability"]
     for place in range(2, CANDIDATES + 1):
         columns += [f"class_{place}", f"probability_{place}"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*columns, "error"])
+    writer.writerow([*columns, "distance", "error"])
     for answer in found:
         cells = [cell for name, p in answer.ranking[:CANDIDATES] for cell in (name, f"{p:.6f}")]
         cells += [""] * (2 * CANDIDATES - len(cells))
-        writer.writerow([answer.path, *cells, answer.error or ""])
+        distance = "" if answer.distance is None else f"{answer.distance:.3f}"
+        reason = answer.error or ""
+        if answer.ranking and answer.ranking[0][1] < least:
+            reason, cells[0] = f"unsure: perhaps {cells[0]}", ""
+        writer.writerow([answer.path, *cells, distance, reason])
     return text.getvalue().rstrip("\n")
+
+
+def abstention(found: Abstention) -> str:
+    """`predict --abstain`: from where on there are answers, and who vouches for them."""
+    wrong = "none" if found.wrong == 0 else f"{found.wrong:,}"
+    vouched = (
+        f"of {found.known:,} labelled images that the network did not learn from {found.answered:,} "
+        f"reach that, {wrong} of them with a wrong answer: with 95 % confidence the error is at most "
+        f"{percent(found.limit)}"
+    )
+    asked = percent(found.error)
+    short = "" if found.certified else f"; so few images cannot certify {asked}"
+    return f"answers from a probability of {percent(found.threshold)} on; {vouched}{short}"
 
 
 def as_json(value: Any) -> str:

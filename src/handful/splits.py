@@ -61,6 +61,21 @@ def split(
     return (~held).nonzero().squeeze(1), held.nonzero().squeeze(1)
 
 
+def folds(labels: Tensor, sources: Tensor, count: int, generator: Generator) -> Tensor:
+    """The fold, 0 to `count` - 1, in which each image is held out: int64 (N,), -1 for never.
+
+    labels, sources: int64 (N,). All images of one source are in one fold, and each class is spread
+    over the folds evenly. A class with one source is never held out, nor is what has no label.
+    """
+    found = torch.full_like(labels, -1)
+    for label in torch.unique(labels[labels >= 0]).tolist():
+        unique, place = torch.unique(sources[labels == label], return_inverse=True)
+        if len(unique) > 1:
+            shuffled = torch.randperm(len(unique), generator=generator)
+            found[labels == label] = (shuffled % count)[place]
+    return found
+
+
 def batches(n: int, batch_size: int, generator: Generator) -> Iterator[Tensor]:
     """One epoch over n images in a new order: int64 positions, in nearly equal batches.
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from handful import checkpoints, devices, exhibits, metrics, networks
+from handful.confidence import Evidence, abstention
 from handful.config import DownstreamConfig, RunConfig
 from handful.datasets import Dataset
 from handful.exhibits import Arrays
@@ -24,7 +25,7 @@ from handful.partition import Partition
 from handful.predictor import Predictor
 from handful.pretrain import pretrain
 from handful.runs import RunFolder
-from handful.splits import batches_per_epoch
+from handful.splits import batches_per_epoch, folds
 
 Row = dict[str, Any]
 
@@ -39,6 +40,8 @@ class Trained(NamedTuple):
     step: int
     encoded: int
     """Images that passed the encoder in training, the choice of the length included."""
+    evidence: Evidence | None = None
+    """Answers to labelled images that none of the networks which gave them had learned from."""
 
 
 @dataclass
@@ -159,7 +162,7 @@ def _with_its_length(member: Member) -> Trained:
     # the contrast beside cross-entropy begins with the head of the pretext task
     fitted = partial(_fitted, session, encoder, head=head)
     if parts.validation is None:
-        return fitted(parts.final, config, "downstream")
+        return _calibrated(session, fitted, fitted(parts.final, config, "downstream"))
     name = "selection" if config.refit else "downstream"
     chosen = fitted(parts.fit, config, name, validation=parts.validation)
     if not config.refit:
@@ -168,8 +171,55 @@ def _with_its_length(member: Member) -> Trained:
     return last._replace(
         temperature=chosen.temperature,
         validation=chosen.validation,
+        evidence=chosen.evidence,
         encoded=chosen.encoded + last.encoded,
     )
+
+
+def _calibrated(session: Session, fitted: Callable[..., Trained], trained: Trained) -> Trained:
+    """The same network with the temperature that fits answers from outside of their own fold.
+
+    Each fold is answered by a network that begins as `trained` did and learns from the other folds,
+    for a part of its length: it is a little less sure of itself than one of all labels, so that the
+    temperature errs on the modest side.
+    """
+    images, config = session.parts.final, session.config.downstream
+    if not config.folds:
+        return trained
+    held = folds(images.labels, images.sources, config.folds, session.generator("folds"))
+    held[_repeated(images.sources)] = -1  # copies of an image say nothing that it does not
+    assert config.steps is not None
+    shorter = config.model_copy(update={"steps": max(1, round(config.steps * config.fold_share))})
+    looks, parts = [], []
+    for fold in held[held >= 0].unique().tolist():
+        others = images.select(_elsewhere(held, images.sources, fold))
+        part = images.select((held == fold).nonzero().squeeze(1))
+        one = fitted(others, shorter, "folds")
+        looks.append(networks.classify(one.encoder, one.classifier, part.images).cpu())
+        parts.append((one, part))
+    if not parts:
+        return trained
+    labels = torch.cat([part.labels for _, part in parts])
+    temperature = metrics.fit_temperature(torch.cat(looks), labels)
+    logits = [
+        predictor_of(session, one._replace(temperature=temperature)).logits(part)
+        for one, part in parts
+    ]
+    evidence = Evidence.of(torch.cat(logits), labels)
+    return trained._replace(temperature=temperature, evidence=evidence)
+
+
+def _repeated(sources: Tensor) -> Tensor:
+    """Where a source occurs that occurred before: bool (N,)."""
+    _, place = torch.unique(sources, return_inverse=True)
+    first = torch.full((int(place.max()) + 1,), len(sources))
+    first.scatter_reduce_(0, place, torch.arange(len(sources)), "amin")
+    return first[place] != torch.arange(len(sources))
+
+
+def _elsewhere(held: Tensor, sources: Tensor, fold: int) -> Tensor:
+    """Positions of the images of no source that is held out in this fold."""
+    return (~torch.isin(sources, sources[held == fold])).nonzero().squeeze(1)
 
 
 def _of_length(config: DownstreamConfig, chosen: Trained) -> DownstreamConfig:
@@ -215,11 +265,15 @@ def _fitted(
     looked = networks.classify(encoder, classifier, validation.images).cpu()
     calibrated = trained._replace(temperature=metrics.fit_temperature(looked, validation.labels))
     logits = predictor_of(session, calibrated).logits(validation)
-    return calibrated._replace(validation=metrics.evaluate(logits, validation.labels))
+    return calibrated._replace(
+        validation=metrics.evaluate(logits, validation.labels),
+        evidence=Evidence.of(logits, validation.labels),
+    )
 
 
-def predictor_of(session: Session, trained: Trained) -> Predictor:
-    return Predictor(
+def predictor_of(session: Session, trained: Trained, known: ImageSet | None = None) -> Predictor:
+    """known: labelled images that new ones are compared with; None compares with none."""
+    predictor = Predictor(
         trained.encoder,
         trained.classifier,
         session.parts.final.class_names,
@@ -227,7 +281,9 @@ def predictor_of(session: Session, trained: Trained) -> Predictor:
         session.config.network,
         trained.temperature,
         session.config.test_views,
+        trained.evidence,
     )
+    return predictor if known is None else predictor.acquainted_with(known)
 
 
 def score(
@@ -243,6 +299,7 @@ def score(
     if predictor.test_views > 1:
         once = networks.classify(predictor.encoder, predictor.head, test.images)
         single = once.argmax(1).cpu() == test.labels
+    strange = (predictor.distance(test) > 1).mean()
     named = [
         {"name": name, **row} for name, row in zip(test.class_names, found.per_class, strict=True)
     ]
@@ -257,10 +314,34 @@ def score(
             "nll": found.nll,
             "brier": found.brier,
         },
+        "abstention": _abstained(predictor, probabilities, right),
+        "strangers": float(strange),
         "per_class_report": named,
         "confusion": found.confusion,
     }
     return summary, exhibits.mistakes(test, probabilities), right
+
+
+ERRORS = (0.01, 0.005)
+"""Expected errors of whose answers the report says what became of them."""
+
+
+def _abstained(predictor: Predictor, probabilities: Tensor, right: Tensor) -> list[Row]:
+    """For each of `ERRORS`: the threshold, what speaks for it, and what the test then shows."""
+    if predictor.evidence is None:
+        return []
+    sure, rows = probabilities.amax(1), []
+    for error in ERRORS:
+        found = abstention(predictor.evidence, error)
+        given = right[sure >= found.threshold]
+        rows.append(
+            {
+                **asdict(found),
+                "coverage": len(given) / len(right),
+                "test_error": float((~given).double().mean()) if len(given) else None,
+            }
+        )
+    return rows
 
 
 def control(members: Sequence[Member], encoded: int, right: Tensor) -> dict[str, Any]:
@@ -304,4 +385,5 @@ def kept(members: Sequence[Member], tested: Trained) -> Predictor:
             for one in members
         ]
     )
-    return predictor_of(session, last._replace(temperature=tested.temperature))
+    last = last._replace(temperature=tested.temperature, evidence=tested.evidence)
+    return predictor_of(session, last, known=images)

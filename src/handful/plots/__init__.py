@@ -9,7 +9,7 @@ from handful.plots.curves import curves
 from handful.plots.galleries import mistakes, views
 from handful.plots.labels import labels
 from handful.plots.pipeline import pipeline
-from handful.plots.scores import confusion, reliability
+from handful.plots.scores import confusion, reliability, risk
 from handful.plots.style import Figure, Layout, drawable, png, short
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "pipeline",
     "png",
     "reliability",
+    "risk",
     "short",
     "tsne",
     "views",

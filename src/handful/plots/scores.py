@@ -1,15 +1,15 @@
-"""Figures of how good a classifier is: the confusion matrix and the reliability diagram."""
+"""Figures of how good a classifier is: confusion, reliability, and risk against coverage."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from handful.plots.style import (
     ACCENT,
@@ -122,4 +122,31 @@ def reliability(
         axes.grid(color=GRID, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.tick_params(which="minor", length=0)
+    return figure
+
+
+def risk(coverage: Array, wrong: Array, marks: Mapping[str, tuple[float, float]]) -> Figure:
+    """Error of the answers that are given against how many are, the surest first.
+
+    coverage, wrong: shares (T,), in that order. marks: points (coverage, error) by their names.
+    """
+    figure = new_figure(430, 330)
+    axes = add_axes(figure, 62, 12, 354, 262)
+    # one or two answers are no share of anything: begin where a hundredth is answered
+    first = min(len(coverage) - 1, len(coverage) // 100)
+    axes.plot(coverage[first:], wrong[first:], color=OURS, linewidth=1.6, zorder=2)
+    for name, (given, error) in marks.items():
+        axes.plot([given], [error], "D", color=ACCENT, markersize=6, zorder=3)
+        axes.annotate(name, (given, error), xytext=(-6, 7), textcoords="offset points",
+                      ha="right", color=ACCENT, fontsize=pt(11.5), family=FONT)  # fmt: skip
+    most = max([float(wrong[first:].max()), *(error for _, error in marks.values()), 1e-3])
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.25 * most))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, 1 if most < 0.05 else 0, " %"))
+    style: dict[str, Any] = {"fontsize": pt(11.5), "color": MUTED, "family": FONT}
+    axes.set_xlabel("answered, the surest first", **style)
+    axes.set_ylabel("of these wrong", **style)
+    axes.grid(color=GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
     return figure

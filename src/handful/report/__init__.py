@@ -15,10 +15,11 @@ from handful import plots
 from handful.report.page import render
 from handful.report.record import Record
 from handful.runs import RunFolder
+from handful.wording import percent
 
 __all__ = ["build", "draw", "write"]
 
-FIGURES = ("pipeline", "views", "curves", "tsne", "confusion", "reliability", "mistakes")
+FIGURES = ("pipeline", "views", "curves", "tsne", "confusion", "reliability", "risk", "mistakes")
 LAYOUTS: tuple[plots.Layout, ...] = ("wide", "narrow")
 
 
@@ -90,6 +91,13 @@ def _draw(record: Record, name: str, layout: plots.Layout) -> plots.Figure | Non
         case "reliability" if layout == "wide" and (bins := record.reliability):
             shown = bins.confidence, bins.accuracy, bins.low, bins.high
             return plots.reliability(bins.edges, bins.images, *shown, bins.ece)
+        case "risk" if layout == "wide" and record.risk:
+            marks = {
+                f"at most {percent(row['error'])} expected": (row["coverage"], row["test_error"])
+                for row in record.abstention
+                if row["test_error"] is not None
+            }
+            return plots.risk(*record.risk, marks)
         case "mistakes" if record.has("mistakes_images") and record.mistakes:
             truth, predicted, probability = (
                 [mistake[key] for mistake in record.mistakes]

@@ -76,6 +76,7 @@ def _facts(record: Record) -> dict[str, Any]:
         ],
         "mistakes": record.mistakes,
         "reliability": record.reliability,
+        "abstention": record.abstention,
         "sure": config.SURE,
         "verdict": verdict(summary.get("control_difference")),
         "settings": list(_settings(record.config)),

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from handful import metrics
+from handful import confidence, metrics
 from handful.config import RunConfig
 from handful.runs import RunFolder
 
@@ -64,6 +64,21 @@ class Record:
             return None
         probabilities = torch.from_numpy(self.arrays["test_probabilities"])
         return metrics.reliability(probabilities, torch.from_numpy(self.arrays["test_labels"]))
+
+    @cached_property
+    def risk(self) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        """Share answered and of these the share wrong, the surest first: (T,) each."""
+        if not self.has("test_probabilities", "test_labels"):
+            return None
+        sure, answer = torch.from_numpy(self.arrays["test_probabilities"]).max(1)
+        right = answer == torch.from_numpy(self.arrays["test_labels"])
+        coverage, wrong = confidence.risk_coverage(sure, right)
+        return coverage.numpy(), wrong.numpy()
+
+    @cached_property
+    def abstention(self) -> list[Mapping[str, Any]]:
+        """What became of answers that were expected to keep to an error; empty in older runs."""
+        return list(self.summary.get("abstention") or [])
 
     @cached_property
     def mistakes(self) -> list[dict[str, Any]]:
