@@ -421,3 +421,52 @@ def test_mnists_own_test_images_are_known(
 
 def test_the_official_files_are_mnist(mnist_dir: Path) -> None:
     assert scores_on_mnist(str(mnist_dir))
+
+
+def test_a_pool_joins_without_labels_and_without_what_is_there_already(
+    idx_dir: Path, tmp_path: Path
+) -> None:
+    source = load_from(idx_dir)
+    assert source.test is not None
+    known = [source.train.images[3, 0], source.test.images[4, 0]]
+    for i, pixels in enumerate(known):  # one would be labelled twice, the other trained and tested
+        save(tmp_path / "pool" / "deep" / f"known{i}.png", pixels.numpy())
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        new = np.zeros((28, 28), np.uint8)
+        new[4:24, 4:24] = rng.integers(50, 255, (20, 20), np.uint8)
+        save(tmp_path / "pool" / f"new{i}.png", new)
+    (tmp_path / "pool" / "broken.png").write_bytes(b"broken")
+    # prepared digits are taken as they are
+    found = load_from(idx_dir, pool=str(tmp_path / "pool"), prepare="letterbox")
+    assert len(found.train) == len(source.train) + 3
+    assert found.train.labels[-3:].tolist() == [-1, -1, -1]
+    assert disjoint(found)
+    assert len(found.train.sources.unique()) == len(found.train)
+    assert any("pool: 3 images" in note and "2 that the source has" in note for note in found.notes)
+    assert any("broken.png" in note for note in found.notes)
+
+
+def test_a_pool_of_nothing_but_the_source_changes_nothing(idx_dir: Path) -> None:
+    plain, pooled = load_from(idx_dir), load_from(idx_dir, pool=str(idx_dir))
+    assert torch.equal(plain.train.images, pooled.train.images)
+    assert torch.equal(plain.train.labels, pooled.train.labels)
+
+
+def test_an_idx_pool_gives_its_training_images(idx_dir: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(idx_dir, other)
+    images = np.full((5, 28, 28), 9, np.uint8)
+    idx.write_idx(other / "train-images-idx3-ubyte.gz", images)
+    idx.write_idx(other / "train-labels-idx1-ubyte", np.array([0, 1, 2, 3, 4], np.uint8))
+    found = load_from(idx_dir, pool=str(other))
+    assert found.train.labels[-5:].tolist() == [-1] * 5
+    assert len(found.train) == 65
+
+
+def test_a_pool_that_is_not_there_is_one_line(idx_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nowhere does not exist"):
+        load_from(idx_dir, pool=str(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty has no images"):
+        load_from(idx_dir, pool=str(tmp_path / "empty"))

@@ -988,3 +988,67 @@ def test_a_curriculum_begins_with_the_views_of_the_pretext_task(
         bare(idx_folder(10, 20), tmp_path / "run", downstream__curriculum=1.0,
              pretext__views__rotation=33.0)  # fmt: skip
     assert {views.rotation for views in first} == {33.0}
+
+
+POOLED = {"recipe": "fast", "data__per_class": 2, "data__unlabelled": True, "pretext__cache": True}
+
+
+def rows_of(run: Run) -> list[str]:
+    """The stages of its rows, each once."""
+    return list(dict.fromkeys(row["stage"] for row in runs.RunFolder(run.path).rows()))
+
+
+def test_what_a_pool_taught_is_kept_for_every_draw(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path / "cache"))
+    settings = POOLED | {"pretext__loss": "nt_xent"}
+    first = bare(source, tmp_path / "first", **settings, data__draw=1)
+    other = bare(source, tmp_path / "other", **settings, data__draw=2)
+    assert rows_of(first) == ["pretext", "downstream"]
+    assert rows_of(other) == ["downstream"]
+    assert first.summary["images_through_encoder"] == other.summary["images_through_encoder"]
+    mine, theirs = (
+        checkpoints.load(one.path / "checkpoints" / "pretext")[0] for one in (first, other)
+    )
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    # as if it had been done again
+    plain = bare(source, tmp_path / "plain", **settings | {"pretext__cache": False}, data__draw=2)
+    mine, theirs = (checkpoints.load(one.path / "model")[0] for one in (other, plain))
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"pretext__steps": 5}, {"pretext__loss": "sup_con"}, {"network__width": 4}],
+)
+def test_nothing_is_taken_that_was_made_otherwise(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path / "cache"))
+    settings = POOLED | {"pretext__loss": "nt_xent", "data__draw": 1}
+    bare(source, tmp_path / "first", **settings)
+    again = bare(source, tmp_path / "again", **settings | change)
+    assert rows_of(again) == ["pretext", "downstream"]
+
+
+def test_labels_of_another_draw_are_others_to_a_loss_that_sees_them(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path / "cache"))
+    settings = POOLED | {"pretext__loss": "sup_con"}
+    bare(source, tmp_path / "first", **settings, data__draw=1)
+    assert "pretext" in rows_of(bare(source, tmp_path / "other", **settings, data__draw=2))
+
+
+def test_a_damaged_or_unwritable_cache_stops_no_run(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path / "cache"))
+    first = bare(source, tmp_path / "first", **POOLED)
+    (kept,) = (tmp_path / "cache").iterdir()
+    (kept / "weights.safetensors").write_bytes(b"damaged")
+    assert rows_of(bare(source, tmp_path / "again", **POOLED)) == rows_of(first)
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path / "file"))
+    assert rows_of(bare(source, tmp_path / "third", **POOLED)) == rows_of(first)

@@ -147,6 +147,17 @@ def test_the_pool_is_what_was_not_drawn(case: dict[str, Any]) -> None:
     assert int(in_pool.sum()) == len(pool)
 
 
+def test_the_draw_does_not_move_the_images_of_a_pretext_task_with_a_pool() -> None:
+    settings = {"data__validation": 0.0, "downstream__steps": 1, "data__per_class": 2}
+    config = configured(data__unlabelled=True, **settings)
+    source = dataset([0, 1, 2, -1] * 10, test=9)
+    first, other = (
+        partition(config.updated({"data.draw": draw}), source).pretext for draw in (1, 2)
+    )
+    assert torch.equal(first.images, other.images)
+    assert not torch.equal(first.labels, other.labels)
+
+
 @given(cases)
 def test_counts_are_of_originals(case: dict[str, Any]) -> None:
     parts, config, _ = divided(case)

@@ -113,6 +113,14 @@ def train(
             rich_help_panel="Data",
         ),
     ] = False,
+    pool: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="A folder of more images without labels, for the pretext task.",
+            rich_help_panel="Data",
+        ),
+    ] = None,
     dev: Annotated[
         bool,
         typer.Option(
@@ -154,6 +162,7 @@ def train(
         "data.per_class": per_class,
         "data.draw": draw,
         "data.unlabelled": unlabelled or None,
+        "data.pool": pool,
         "data.dev": dev or None,
         "control": control,
         "seed": seed,

@@ -38,6 +38,8 @@ class DataConfig(Frozen):
     """Which images those are; None takes the first of each class."""
     unlabelled: bool = False
     """Let the remaining training images join the pretext task without their labels."""
+    pool: str | None = None
+    """A folder of more images, taken without labels: they join the pretext task."""
     dev: bool = False
     """Draw from training images 0-49,999, score on 50,000-59,999, leave the test file shut."""
     holdout: Fraction = 0.2
@@ -125,6 +127,8 @@ class PretextConfig(Frozen):
     """Share of the steps over which the learning rate rises; a cosine brings it down again."""
     ema: Fraction = 0.0
     """Decay of an exponential moving average of the weights; 0 keeps the weights themselves."""
+    cache: bool = False
+    """Keep what was trained, and take it from there where all that made it is the same again."""
     views: ViewsConfig = ViewsConfig()
 
 

@@ -44,6 +44,11 @@ def load(config: DataConfig, on_row: OnRow | None = None) -> Dataset:
     on_row: called with rows that tell how far the reading of many files is.
     Raises ValueError with one line naming the folder, file or class that is amiss.
     """
+    dataset = _source(config, on_row)
+    return dataset if config.pool is None else _with_pool(dataset, config.pool, on_row)
+
+
+def _source(config: DataConfig, on_row: OnRow | None) -> Dataset:
     if config.source == "mnist50":
         return _bundled(config)
     folder = _folder(config.source)
@@ -56,6 +61,33 @@ def load(config: DataConfig, on_row: OnRow | None = None) -> Dataset:
             f"{folder} has one class only, {dataset.train.class_names[0]}: a classifier needs two"
         )
     return dataset
+
+
+def _with_pool(dataset: Dataset, pool: str, on_row: OnRow | None) -> Dataset:
+    """The same with the images in the folder `pool` as unlabelled ones.
+
+    What the source has already is left out: its test images must not train anything, and a labelled
+    image is no second one because it lies in two places.
+    """
+    folder, names = _folder(pool), dataset.train.class_names
+    unreadable: list[str]
+    found = idx.find(folder)
+    if found:
+        images = _matched(_read_idx_part(folder, found, "train"), names, pool, other_classes=True)
+        images, unreadable = _prepared(images, dataset.preparation), []
+    else:
+        images, unreadable = folders.read_unlabelled(folder, names, dataset.preparation, on_row)
+    held = [dataset.train] if dataset.test is None else [dataset.train, dataset.test]
+    known = np.concatenate([part.fingerprints() for part in held])
+    new = torch.from_numpy(~np.isin(images.fingerprints(), known))
+    images = images.select(new).without_labels()
+    first = 1 + max(int(part.sources.max()) for part in held if len(part))
+    train = concatenate([dataset.train, replace(images, sources=torch.arange(len(images)) + first)])
+    note = f"pool: {len(images):,} images in {folder}"
+    if len(images) < len(new):
+        note += f"; {len(new) - len(images):,} that the source has as well are left out"
+    notes = (*dataset.notes, note, *_unreadable(unreadable))
+    return replace(dataset, train=train, notes=notes)
 
 
 def load_images(
@@ -273,8 +305,11 @@ def _folder_dataset(folder: Path, config: DataConfig, on_row: OnRow | None) -> D
 def _left_out(folder: Path, skipped: list[str]) -> list[str]:
     """Notes on the files that are no pictures and on those that could not be read."""
     others = folders.other_files(folder)
-    notes = [f"not pictures: {others}"] if others else []
-    notes += [f"skipped: {reason}" for reason in skipped[:NAMED]]
+    return [f"not pictures: {others}"] * bool(others) + _unreadable(skipped)
+
+
+def _unreadable(skipped: Sequence[str]) -> list[str]:
+    notes = [f"skipped: {reason}" for reason in skipped[:NAMED]]
     if len(skipped) > NAMED:
         notes.append(f"skipped: {len(skipped) - NAMED} more unreadable files")
     return notes

@@ -25,7 +25,7 @@ PUBLISHED = (
 def comparable(asked: RunConfig) -> bool:
     """Whether `PUBLISHED` was measured with the same kind of labels on the same test images."""
     data = asked.data
-    return not (data.dev or data.unlabelled) and datasets.scores_on_mnist(data.source)
+    return not (data.dev or data.unlabelled or data.pool) and datasets.scores_on_mnist(data.source)
 
 
 class Point(NamedTuple):

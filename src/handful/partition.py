@@ -80,6 +80,11 @@ def partition(config: RunConfig, dataset: Dataset) -> Partition:
     else:
         seen = fit
     pool = _pool(config, images, drawn)
+    pretext = seen
+    if len(pool):
+        # in an order that the draw has no part in: of the same images the same is learned
+        pretext = concatenate([seen, pool])
+        pretext = pretext.select(pretext.sources.argsort(stable=True))
     everything = final
     if held_out is not None:
         everything = concatenate([final, expanded(held_out)])
@@ -92,7 +97,7 @@ def partition(config: RunConfig, dataset: Dataset) -> Partition:
         fit=fit,
         validation=validation,
         final=final,
-        pretext=concatenate([seen, pool]) if len(pool) else seen,
+        pretext=pretext,
         everything=everything,
         test=test,
         test_of=test_of,

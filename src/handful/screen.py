@@ -357,9 +357,9 @@ def abstention(found: Abstention) -> str:
     """`predict --abstain`: from where on there are answers, and who vouches for them."""
     wrong = "none" if found.wrong == 0 else f"{found.wrong:,}"
     vouched = (
-        f"of {found.known:,} labelled images that the network did not learn from {found.answered:,} "
-        f"reach that, {wrong} of them with a wrong answer: with 95 % confidence the error is at most "
-        f"{percent(found.limit)}"
+        f"of {found.known:,} labelled images that the network did not learn from "
+        f"{found.answered:,} reach that, {wrong} of them with a wrong answer: with 95 % confidence "
+        f"the error is at most {percent(found.limit)}"
     )
     asked = percent(found.error)
     short = "" if found.certified else f"; so few images cannot certify {asked}"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -26,6 +29,7 @@ from handful.predictor import Predictor
 from handful.pretrain import pretrain
 from handful.runs import RunFolder
 from handful.splits import batches_per_epoch, folds
+from handful.wording import duration
 
 Row = dict[str, Any]
 
@@ -102,7 +106,7 @@ def _member(session: Session) -> Member:
     with _seeded(session.generator("weights")):
         encoder = Encoder(images.channels, images.size[0], config)
         head = ProjectionHead(encoder.dim, config)
-    encoder.normalise_to(session.parts.final.images)
+    encoder.normalise_to(images.images)
     encoder = encoder.to(session.device)
     return Member(session, deepcopy(encoder), encoder, head.to(session.device))
 
@@ -121,21 +125,77 @@ def pretext_task(member: Member) -> int:
     config = session.config.pretext
     if not config.steps:
         return 0
-    with session.stage("pretext"):
-        encoded = pretrain(
-            encoder,
-            head,
-            session.parts.pretext,
-            config,
-            generator=session.generator("pretext"),
-            validation=session.parts.validation,
-            dtype=session.dtype,
-            on_row=session.on_row,
-        )
-    meta = {"holds": "encoder and projection head after the pretext task"}
-    weights = nn.ModuleDict({"encoder": encoder, "head": head}).state_dict()
-    checkpoints.save(session.folder.checkpoints / f"pretext{session.suffix}", weights, meta)
-    return encoded
+    place = _kept_at(member) if config.cache else None
+    network = nn.ModuleDict({"encoder": encoder, "head": head})
+    meta = _taken(place, network, session)
+    if meta is None:
+        with session.stage("pretext"):
+            encoded = pretrain(
+                encoder,
+                head,
+                session.parts.pretext,
+                config,
+                generator=session.generator("pretext"),
+                validation=session.parts.validation,
+                dtype=session.dtype,
+                on_row=session.on_row,
+            )
+        meta = {
+            "holds": "encoder and projection head after the pretext task",
+            "encoded": encoded,
+            "seconds": session.stages["pretext"],
+        }
+        _keep(place, network, meta, session)
+    checkpoints.save(
+        session.folder.checkpoints / f"pretext{session.suffix}", network.state_dict(), meta
+    )
+    return int(meta["encoded"])
+
+
+def _taken(place: Path | None, network: nn.Module, session: Session) -> dict[str, Any] | None:
+    """What is known of the weights at `place`, which `network` has then; None where none are."""
+    if place is None or not place.is_dir():
+        return None
+    try:
+        weights, meta = checkpoints.load(place)
+        network.load_state_dict(weights)
+        session.say(f"pretext task: taken from {place}, it took {duration(meta['seconds'])} there")
+    except (ValueError, RuntimeError, KeyError) as error:
+        session.say(f"pretext task: not taken from {place}, done anew ({error})")
+        return None
+    return meta
+
+
+def _keep(place: Path | None, network: nn.Module, meta: dict[str, Any], session: Session) -> None:
+    """Put the weights there; where that fails, the run goes on with what it has."""
+    if place is None:
+        return
+    try:
+        checkpoints.save(place, network.state_dict(), meta)
+    except OSError as error:
+        session.say(f"pretext task: cannot be kept in {place}: {error.strerror}")
+
+
+MADE_BY = ("losses", "networks", "optim", "pretrain", "splits", "views")
+"""Modules that decide what a pretext task learns."""
+
+
+def _kept_at(member: Member) -> Path:
+    """Where what this pretext task trains is kept: a folder named by all that it depends on."""
+    session, _, encoder, _ = member
+    images, config = session.parts.pretext, session.config
+    parts = [
+        json.dumps([config.pretext.model_dump(), config.network.model_dump()]).encode(),
+        f"{config.seed}{session.suffix} {session.dtype} {session.device.type}".encode(),
+        str(encoder.mean.tolist() + encoder.std.tolist()).encode(),
+        images.fingerprints().tobytes(),
+        images.sources.unique(return_inverse=True)[1].numpy().tobytes(),
+    ]
+    if config.pretext.loss == "sup_con":
+        parts.append(images.labels.numpy().tobytes())
+    parts += [(Path(__file__).parent / f"{name}.py").read_bytes() for name in MADE_BY]
+    digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts))
+    return devices.cache_folder() / f"pretext-{digest.hexdigest()[:16]}"
 
 
 def train_classifier(members: Sequence[Member]) -> Trained:
