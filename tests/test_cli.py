@@ -723,6 +723,21 @@ def test_a_model_that_cannot_tell_when_to_abstain(
     assert "downstream.folds=4" in only_line(ended)
 
 
+def test_a_pool_joins_the_pretext_task(command: Any, digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(5):
+        pixels = np.zeros((28, 28), np.uint8)
+        pixels[8:20, 8:20] = rng.integers(50, 255, (12, 12), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "more" / f"{number}.png")
+    words = ["--recipe", "fast", "--per-class", 8, *SHORT]
+    ended = command("train", digits, "--out", tmp_path / "run", "--pool", tmp_path / "more", *words)
+    assert ended.code == 0, ended.err
+    summary = runs.RunFolder(tmp_path / "run").summary()
+    assert summary["unlabelled_images"] == 5
+    assert "pool: " in ended.err
+
+
 def test_predict_with_a_folder_that_is_no_run(command: Any, mixed: Path) -> None:
     ended = command("predict", mixed, mixed / "img10.png")
     assert "expected the run folder" in only_line(ended)

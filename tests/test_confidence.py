@@ -31,7 +31,12 @@ def by_trial(known: Evidence, error: float) -> float:
         wrong = (~known.right[reached]).double().mean()
         if doubt <= error and wrong <= error:
             fitting.append(threshold)
-    return min(fitting, default=1 - error)
+    sure = known.probability >= 1 - error
+    if fitting:
+        return min(fitting)
+    if int((sure & ~known.right).sum()) <= error * int(sure.sum()):
+        return 1 - error
+    return max(p for p, right in zip(known.probability, known.right, strict=True) if not right)
 
 
 @given(answers, st.sampled_from([0.005, 0.013, 0.1, 0.3]))
@@ -44,6 +49,7 @@ def test_answers_stop_at_the_lowest_threshold_that_keeps_what_was_asked_for(
     reached = known.probability >= found.threshold
     assert found.answered == int(reached.sum())
     assert found.wrong == int((~known.right[reached]).sum())
+    assert found.wrong <= error * found.answered
     assert found.known == len(pairs)
 
 
@@ -52,6 +58,12 @@ def test_a_smaller_error_never_asks_for_more_answers(pairs: list[tuple[int, bool
     known = evidence(pairs)
     counts = [abstention(known, error).answered for error in (0.4, 0.1, 0.02)]
     assert counts == sorted(counts, reverse=True)
+
+
+def test_sure_and_wrong_is_reason_to_say_nothing() -> None:
+    found = abstention(evidence([(100, False)] * 5 + [(99, True)] * 15), 0.01)
+    assert found.threshold > 1
+    assert (found.answered, found.limit) == (0, 1.0)
 
 
 def test_few_labels_certify_little() -> None:

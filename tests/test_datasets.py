@@ -436,6 +436,7 @@ def test_a_pool_joins_without_labels_and_without_what_is_there_already(
         new = np.zeros((28, 28), np.uint8)
         new[4:24, 4:24] = rng.integers(50, 255, (20, 20), np.uint8)
         save(tmp_path / "pool" / f"new{i}.png", new)
+    shutil.copy(tmp_path / "pool" / "new0.png", tmp_path / "pool" / "again.png")
     (tmp_path / "pool" / "broken.png").write_bytes(b"broken")
     # prepared digits are taken as they are
     found = load_from(idx_dir, pool=str(tmp_path / "pool"), prepare="letterbox")
@@ -443,7 +444,10 @@ def test_a_pool_joins_without_labels_and_without_what_is_there_already(
     assert found.train.labels[-3:].tolist() == [-1, -1, -1]
     assert disjoint(found)
     assert len(found.train.sources.unique()) == len(found.train)
-    assert any("pool: 3 images" in note and "2 that the source has" in note for note in found.notes)
+    assert any(
+        "pool: 3 images" in note and "3 that are there twice or in the source" in note
+        for note in found.notes
+    )
     assert any("broken.png" in note for note in found.notes)
 
 
@@ -456,12 +460,20 @@ def test_a_pool_of_nothing_but_the_source_changes_nothing(idx_dir: Path) -> None
 def test_an_idx_pool_gives_its_training_images(idx_dir: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(idx_dir, other)
-    images = np.full((5, 28, 28), 9, np.uint8)
+    images = np.zeros((5, 28, 28), np.uint8) + np.arange(1, 6, dtype=np.uint8)[:, None, None]
     idx.write_idx(other / "train-images-idx3-ubyte.gz", images)
     idx.write_idx(other / "train-labels-idx1-ubyte", np.array([0, 1, 2, 3, 4], np.uint8))
     found = load_from(idx_dir, pool=str(other))
     assert found.train.labels[-5:].tolist() == [-1] * 5
     assert len(found.train) == 65
+
+
+def test_a_pool_takes_no_path_from_anyone(photos: Path, idx_dir: Path) -> None:
+    plain = load_from(photos, size=28)
+    for pool in (idx_dir, photos):
+        found = load_from(photos, size=28, pool=str(pool))
+        assert found.train.paths[: len(plain.train)] == plain.train.paths
+        assert len(found.train.paths) == len(found.train)
 
 
 def test_a_pool_that_is_not_there_is_one_line(idx_dir: Path, tmp_path: Path) -> None:

@@ -73,4 +73,5 @@ def test_figures_of_others_stand_beside_the_same_labels_and_images_alone(
     bundled = recipe_for("mnist50")
     assert efficiency.comparable(bundled)
     assert not efficiency.comparable(bundled.updated({"data.unlabelled": True}))
+    assert not efficiency.comparable(bundled.updated({"data.pool": "more/"}))
     assert not efficiency.comparable(recipe_for(str(idx_folder(3, 5))))

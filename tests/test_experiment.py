@@ -627,10 +627,18 @@ def test_without_validation_the_length_is_fixed_and_nothing_is_calibrated(
     assert summary["calibration"]["temperature"] == 1
 
 
+UNSEEN = {"recipe": "fast", "pretext__loss": "nt_xent"}
+"""A pretext task that leaves labels alone, as folds need it."""
+
+
 def test_folds_calibrate_where_nothing_is_held_out(source: Path, tmp_path: Path) -> None:
     with mock.patch.object(stages, "finetune", wraps=stages.finetune) as trained:
         run = bare(
-            source, tmp_path / "run", recipe="fast", downstream__folds=4, downstream__fold_share=0.5
+            source,
+            tmp_path / "run",
+            **UNSEEN,
+            downstream__folds=4,
+            downstream__fold_share=0.5,
         )
     (_, _, everything, _), *parts = (call.args for call in trained.call_args_list)
     assert len(everything) == 100
@@ -649,7 +657,9 @@ def test_folds_calibrate_where_nothing_is_held_out(source: Path, tmp_path: Path)
     assert len(evidence.right) == 100
     assert [row["error"] for row in summary["abstention"]] == [0.01, 0.005]
     # calibration takes nothing from the network that answers
-    plain = bare(source, tmp_path / "plain", recipe="fast")
+    encoded = summary["images_through_encoder"]["folds"]
+    assert encoded == 70 + 70 + 80 + 80  # three steps are an epoch
+    plain = bare(source, tmp_path / "plain", **UNSEEN)
     mine, theirs = (checkpoints.load(one.path / "model")[0] for one in (run, plain))
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
@@ -661,17 +671,24 @@ def test_no_answer_in_the_evidence_is_by_a_network_that_knew_the_image(
         mock.patch.object(stages, "finetune", wraps=stages.finetune) as trained,
         mock.patch.object(networks, "classify", wraps=networks.classify) as asked,
     ):
-        bare(source, tmp_path / "run", recipe="fast", data__copies=2, downstream__folds=3)
+        bare(source, tmp_path / "run", **UNSEEN, data__copies=2, downstream__folds=3)
     learned = {id(call.args[0]): call.args[2].images for call in trained.call_args_list}
     held = [call.args for call in asked.call_args_list if id(call.args[0]) in learned][:3]
-    assert [len(images) for _, _, images in held] == [40, 30, 30]  # copies are not asked about
+    assert sorted(len(images) for _, _, images in held) == [30, 30, 40]  # of copies none is asked
     for encoder, _, images in held:
         known = {image.numpy().tobytes() for image in learned[id(encoder)]}
         assert not known & {image.numpy().tobytes() for image in images}
 
 
+def test_folds_and_a_pretext_task_that_sees_labels_exclude_each_other(
+    source: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="folds = 4 needs a pretext task that sees no label"):
+        bare(source, tmp_path / "run", recipe="fast", downstream__folds=4)
+
+
 def test_one_image_a_class_leaves_nothing_to_calibrate_by(source: Path, tmp_path: Path) -> None:
-    run = bare(source, tmp_path / "run", recipe="fast", data__per_class=1, downstream__folds=4)
+    run = bare(source, tmp_path / "run", **UNSEEN, data__per_class=1, downstream__folds=4)
     assert run.summary["calibrated_by"] is None
     assert run.summary["abstention"] == []
 
@@ -689,6 +706,8 @@ def test_a_model_knows_the_labelled_images_again(whole: Whole) -> None:
     model = Predictor.load(whole.path, "cpu")
     settings = config.load(whole.path / "config.toml")
     final = partition.partition(settings, datasets.load(settings.data)).final
+    assert model.familiar is not None
+    assert len(model.familiar.h) == len(final)
     assert model.distance(final).max() < 0.05
     test = datasets.load(settings.data).test
     assert test is not None
@@ -1047,8 +1066,38 @@ def test_a_damaged_or_unwritable_cache_stops_no_run(
     monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path / "cache"))
     first = bare(source, tmp_path / "first", **POOLED)
     (kept,) = (tmp_path / "cache").iterdir()
+    assert first.summary["pretext_taken"] is None
+    meta = json.loads((kept / "model.json").read_text(encoding="utf-8"))
+    again = bare(source, tmp_path / "taken", **POOLED)
+    assert again.summary["pretext_taken"] == meta["seconds"] > 0
     (kept / "weights.safetensors").write_bytes(b"damaged")
     assert rows_of(bare(source, tmp_path / "again", **POOLED)) == rows_of(first)
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path / "file"))
     assert rows_of(bare(source, tmp_path / "third", **POOLED)) == rows_of(first)
+
+
+def test_unlabelled_images_that_stay_unused_move_nothing(source: Path, tmp_path: Path) -> None:
+    settings = {"recipe": "best", "data__per_class": 3, "pretext__steps": 0}
+    plain = bare(source, tmp_path / "plain", **settings)
+    beside = bare(source, tmp_path / "beside", **settings, data__unlabelled=True)
+    mine, theirs = (checkpoints.load(one.path / "model")[0] for one in (plain, beside))
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_of_copies_none_makes_its_image_familiar(source: Path, tmp_path: Path) -> None:
+    run = bare(source, tmp_path / "run", recipe="course")
+    familiar = Predictor.load(run.path, "cpu").familiar
+    assert familiar is not None
+    assert len(familiar.h) == 80  # and not as many as ten copies more make
+
+
+def test_what_is_kept_after_a_hold_out_knows_all_labelled_images(
+    idx_folder: IdxFolder, tmp_path: Path
+) -> None:
+    run = bare(idx_folder(10), tmp_path / "run", data__holdout=0.2)
+    model = Predictor.load(run.path, "cpu")
+    assert model.familiar is not None
+    assert model.evidence is not None
+    assert len(model.familiar.h) == 100
+    assert len(model.evidence.right) == run.summary["validation_images"]

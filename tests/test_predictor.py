@@ -84,6 +84,43 @@ def test_what_a_model_knows_of_its_labels_is_read_as_it_was_written(tmp_path: Pa
     assert model.distance(images).max() < 0.05 < model.distance(255 - others).min()
 
 
+def test_files_are_told_their_distance(tmp_path: Path) -> None:
+    images = ImageSet.of(pixels(4), torch.arange(4) % 3, NAMES)
+    model = made().acquainted_with(images)
+    path = tmp_path / "one.png"
+    Image.fromarray(images.images[0, 0].numpy()).save(path)
+    (answer,) = model.predict_files([path])
+    assert answer.distance == pytest.approx(float(model.distance([path])[0]), abs=1e-5)
+    (unknown,) = made().predict_files([path])
+    assert unknown.distance is None
+
+
+def test_a_gpu_computes_while_its_turn_lasts(tmp_path: Path) -> None:
+    """All that is computed is computed inside the lock, and none of it later."""
+    model, path = made(), tmp_path / "one.png"
+    Image.fromarray(pixels(1)[0, 0].numpy()).save(path)
+    held: list[bool] = []
+    turns = threading.Lock()
+    forward = model.encoder.forward
+
+    def watched(x: torch.Tensor) -> torch.Tensor:
+        held.append(turns.locked())
+        return forward(x)
+
+    model.encoder.forward = watched  # type: ignore[method-assign]
+    assert len(model._answers([path, path], turns)) == 2
+    assert held
+    assert all(held)
+
+
+def test_known_images_of_another_encoder_are_damage(tmp_path: Path) -> None:
+    made().acquainted_with(ImageSet.of(pixels(4), torch.zeros(4), NAMES)).save(tmp_path)
+    tensors, meta = checkpoints.load(tmp_path)
+    checkpoints.save(tmp_path, tensors | {"known.h": torch.ones(4, 3)}, meta)
+    with pytest.raises(ValueError, match=r"is damaged: .*known.h is \(4, 3\)"):
+        Predictor.load(tmp_path, "cpu")
+
+
 def test_a_model_that_knows_nothing_of_its_labels_says_so(tmp_path: Path) -> None:
     made().save(tmp_path)
     model = Predictor.load(tmp_path, "cpu")
@@ -303,6 +340,7 @@ def changed(folder: Path, **meta: Any) -> None:
         {"preparation": {"kind": "digits"}},
         {"temperature": None},
         {"evidence": {"probability": [0.5]}},
+        {"evidence": {"probability": [0.5], "right": [True, False]}},
     ],
 )
 def test_a_model_that_does_not_fit_together_is_one_clear_line(

@@ -479,7 +479,7 @@ def test_it_says_when_to_answer_and_what_few_labels_vouch_for(page: Page) -> Non
     assert "100 labelled images held out for validation" in page.text
     assert "1.0 % 91.0 % 95 of 100 0 3.1 % 95.8 % 0.4 %" in page.text
     assert "0.5 % 99.5 % 0 of 100 0 100.0 % 0.0 % –" in page.text
-    assert "2.1 % of these images are further from every labelled image" in page.text
+    assert "2.1 % of the test images are further from every labelled image" in page.text
 
 
 def test_without_evidence_it_says_how_to_get_some(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_a_model_of_two_classes_has_fewer_candidates(
     if show is screen.answers_json:
         assert json.loads(text)[0]["candidates"] == [{"class": "dog", "probability": 0.25}]
     if show is screen.answers_csv:
-        assert [line.count(",") for line in io.StringIO(text)] == [8, 8, 8]
+        assert [line.count(",") for line in io.StringIO(text)] == [9, 9, 9]
 
 
 ANSWERS = [
@@ -194,17 +194,21 @@ def test_an_unsure_answer_is_none_for_programs() -> None:
     assert [one["class"] for one in unsure["candidates"]] == ["dog", "cat"]
     head, sure, unsure = csv.reader(io.StringIO(screen.answers_csv(ANSWERS, 0.8)))
     row = dict(zip(head, unsure, strict=True))
-    assert (row["class"], row["distance"], row["error"]) == ("", "2.500", "unsure: perhaps dog")
+    told = (row["class"], row["distance"], row["unsure"], row["error"])
+    assert told == ("", "2.500", "dog", "")
     assert dict(zip(head, sure, strict=True))["class"] == "cat"
 
 
 def test_what_few_labels_cannot_certify_is_said() -> None:
     found = Abstention(0.01, 0.8123, 100, 95, 0, 0.031)
     assert screen.abstention(found) == (
-        "answers from a probability of 81.2 % on; of 100 labelled images that the network did not "
-        "learn from 95 reach that, none of them with a wrong answer: with 95 % confidence the "
-        "error is at most 3.1 %; so few images cannot certify 1.0 %"
+        "answers from a probability of 81.23 % on; of 100 labelled images, answered by networks "
+        "that had not learned from them, 95 reach that, none of them with a wrong answer: with "
+        "95 % confidence the error is at most 3.1 %; they cannot certify 1 %"
     )
+    nothing = screen.abstention(Abstention(0.0004, 1.001, 100, 0, 0, 1.0))
+    assert nothing.startswith("no probability is enough for an answer")
+    assert nothing.endswith("they cannot certify 0.04 %")
     assert "cannot" not in screen.abstention(Abstention(0.05, 0.5, 900, 900, 3, 0.01))
 
 

@@ -5,6 +5,7 @@ Tensors in, plain numbers out. Every rate is a share of one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,10 @@ class Evidence:
         """From calibrated logits (M, Y) and labels int64 (M,)."""
         probability, answer = logits.detach().double().softmax(1).max(1)
         return cls(probability, answer == labels)
+
+    def __post_init__(self) -> None:
+        if len(self.probability) != len(self.right):
+            raise ValueError(f"{len(self.probability)} answers, of which {len(self.right)} judged")
 
     def as_dict(self) -> dict[str, list[float] | list[bool]]:
         """Plain values, ready for JSON."""
@@ -76,8 +81,9 @@ def abstention(evidence: Evidence, error: float) -> Abstention:
     """The threshold above which answers are expected to be wrong in a share of at most `error`.
 
     The lowest one at which neither the mean of what probabilities leave open nor the share of wrong
-    answers in the evidence is above `error`. Where there is none, 1 - `error`: each single answer
-    is then expected to keep to it. Raises ValueError unless 0 < error < 1.
+    answers in the evidence is above `error`. Where there is none, 1 - `error`, from which on each
+    single answer should keep to it, or, where the evidence says otherwise, above the surest wrong
+    answer. Raises ValueError unless 0 < error < 1.
     """
     if not 0 < error < 1:
         raise ValueError(f"an expected error lies between 0 and 1, got {error:g}")
@@ -90,7 +96,13 @@ def abstention(evidence: Evidence, error: float) -> Abstention:
     last = torch.ones(len(order), dtype=torch.bool)
     last[:-1] = probability[1:] < probability[:-1]
     fits = (last & (expected <= error) & (observed <= error)).nonzero()
-    threshold = float(probability[fits[-1, 0]]) if len(fits) else 1 - error
+    if len(fits):
+        threshold = float(probability[fits[-1, 0]])
+    else:
+        threshold = 1 - error
+        sure = probability >= threshold
+        if int((sure & ~right).sum()) > error * int(sure.sum()):
+            threshold = math.nextafter(float(probability[~right][0]), math.inf)
     reached = probability >= threshold
     answered, wrong = int(reached.sum()), int((reached & ~right).sum())
     limit = upper_limit(wrong, answered)
@@ -123,7 +135,9 @@ class Familiar:
     """Representations of labelled images: how far new ones are from them.
 
     h: float (M, D), M ≥ 1. Distances are 1 - cosine similarity to the nearest of them. What is
-    usual is told by their own distances, each to the nearest of the others.
+    usual is told by their own distances, each to the nearest of the others. The encoder learned
+    from these images and draws them together: of new images of the same kind somewhat more than a
+    hundredth are strangers.
     """
 
     def __init__(self, h: Tensor) -> None:

@@ -210,6 +210,11 @@ class RunConfig(Frozen):
             raise ValueError(
                 f"members = {self.members} needs downstream.folds = 0: nothing calibrates several"
             )
+        if self.downstream.folds and self.pretext.steps != 0 and self.pretext.loss == "sup_con":
+            raise ValueError(
+                f"downstream.folds = {self.downstream.folds} needs a pretext task that sees no "
+                "label, which sup_con does: set pretext.loss=nt_xent, or pretext.steps=0"
+            )
         if self.downstream.folds == 1:
             raise ValueError("downstream.folds = 1 leaves nothing to learn from: 0, or at least 2")
         if self.data.validation == 0 and self.downstream.steps is None:

@@ -79,13 +79,16 @@ def _with_pool(dataset: Dataset, pool: str, on_row: OnRow | None) -> Dataset:
         images, unreadable = folders.read_unlabelled(folder, names, dataset.preparation, on_row)
     held = [dataset.train] if dataset.test is None else [dataset.train, dataset.test]
     known = np.concatenate([part.fingerprints() for part in held])
-    new = torch.from_numpy(~np.isin(images.fingerprints(), known))
-    images = images.select(new).without_labels()
+    values, once = np.unique(images.fingerprints(), return_index=True)
+    new = torch.from_numpy(np.sort(once[~np.isin(values, known)]))
+    all_of_it, images = len(images), images.select(new).without_labels()
     first = 1 + max(int(part.sources.max()) for part in held if len(part))
-    train = concatenate([dataset.train, replace(images, sources=torch.arange(len(images)) + first)])
+    paths = images.paths or ("",) * len(images)
+    images = replace(images, sources=torch.arange(len(images)) + first, paths=paths)
+    train = concatenate([dataset.train, images]) if len(images) else dataset.train
     note = f"pool: {len(images):,} images in {folder}"
-    if len(images) < len(new):
-        note += f"; {len(new) - len(images):,} that the source has as well are left out"
+    if len(images) < all_of_it:
+        note += f"; {all_of_it - len(images):,} that are there twice or in the source are left out"
     notes = (*dataset.notes, note, *_unreadable(unreadable))
     return replace(dataset, train=train, notes=notes)
 

@@ -120,11 +120,11 @@ def _carry_out(session: Session, members: Sequence[Member]) -> tuple[dict[str, A
     """All stages in their order: the summary, and the arrays that figures are drawn from."""
     config, parts = session.config, session.parts
     first = members[0]
-    _announce(session, first.encoder)
+    _announce(first)
     seen = sum(map(stages.pretext_task, members))
     trained = stages.train_classifier(members)
     predictor = stages.predictor_of(session, trained, known=parts.final)
-    summary = _described(session, trained, seen)
+    summary = _described(members, trained, seen)
     arrays = {"labelled_fingerprints": _labelled(session)}
     if seen:
         arrays |= _pictures(session, first.encoder, first.head)
@@ -176,8 +176,9 @@ def _maps(session: Session, test: ImageSet, untrained: Encoder, trained: AnyEnco
     return exhibits.tsne(before, after, shown.labels, session.config.seed)
 
 
-def _announce(session: Session, encoder: Encoder) -> None:
+def _announce(member: Member) -> None:
     """Say what there is to learn from, and about how long it will take."""
+    session, _, encoder, _ = member
     config, parts = session.config, session.parts
     session.say(f"to learn from: {parts.final.describe()}")
     for line in _without_effect(config, parts):
@@ -186,11 +187,14 @@ def _announce(session: Session, encoder: Encoder) -> None:
     assert pretext.steps is not None and downstream.steps is not None
     keeping = len(parts.everything) > len(parts.final)
     first = 2 * pretext.steps * _batch(parts.pretext, pretext.batch_size)
+    kept = stages.place_of_pretext(member)
+    if kept is not None and kept.is_dir():
+        first = 0
     then = downstream.steps * _batch(parts.final, downstream.batch_size)
     then *= 1 + (parts.validation is not None and downstream.refit)
-    then += downstream.steps * _batch(parts.everything, downstream.batch_size) * keeping
     if parts.validation is None:
         then *= 1 + downstream.folds * downstream.fold_share
+    then += downstream.steps * _batch(parts.everything, downstream.batch_size) * keeping
     then *= 2 if downstream.contrasts else 1
     images = (first + then) * (1 + _has_control(session)) * config.members
     seconds = images * networks.seconds_per_image(encoder, parts.final.images)
@@ -210,6 +214,8 @@ def _without_effect(config: RunConfig, parts: Partition) -> Iterator[str]:
         yield "no control: it would be compared on test images"
     if config.tsne and parts.test is not None and len(parts.test) < maps.FEWEST:
         yield f"no maps: they take at least {maps.FEWEST} test images"
+    if config.downstream.folds:
+        yield from _idle_folds(parts)
     if config.downstream.contrast and not config.downstream.contrasts:
         yield "downstream.contrast adds nothing: the encoder is frozen"
     if config.data.unlabelled and not parts.unlabelled:
@@ -218,13 +224,21 @@ def _without_effect(config: RunConfig, parts: Partition) -> Iterator[str]:
         yield f"{unlabelled} stay unused: they are for the pretext task, and there is none"
 
 
+def _idle_folds(parts: Partition) -> Iterator[str]:
+    if parts.validation is not None:
+        yield "downstream.folds adds nothing: validation images calibrate"
+    elif int(parts.final.class_counts.max()) < 2:
+        yield "downstream.folds adds nothing: no class has two labelled images"
+
+
 def _batch(images: ImageSet, batch_size: int) -> float:
     """Images of a batch as they come: batches of an epoch are nearly equal."""
     return len(images) / batches_per_epoch(len(images), batch_size)
 
 
-def _described(session: Session, trained: Trained, seen: int) -> dict[str, Any]:
+def _described(members: Sequence[Member], trained: Trained, seen: int) -> dict[str, Any]:
     """What the run was and what its validation said."""
+    session = members[0].session
     config, parts, validation = session.config, session.parts, trained.validation
     refit = config.downstream.refit
     return {
@@ -248,7 +262,9 @@ def _described(session: Session, trained: Trained, seen: int) -> dict[str, Any]:
         "validation_images": validation.images if validation else 0,
         "validation_of": None if validation is None else VALIDATION_OF[refit],
         "selected_step": trained.step,
-        "images_through_encoder": {"pretext": seen, "downstream": trained.encoded},
+        "images_through_encoder": {"pretext": seen, "downstream": trained.encoded}
+        | ({"folds": trained.in_folds} if trained.in_folds else {}),
+        "pretext_taken": sum(one.session.taken for one in members) or None,
         "members": config.members,
         "encoder_parameters": networks.parameters(trained.encoder),
         "multiply_adds": networks.multiply_adds(trained.encoder, *parts.final.size),

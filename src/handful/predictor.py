@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,6 +35,7 @@ from handful.networks import (
 from handful.pictures import Bytes, Preparation
 
 Array = np.ndarray[Any, Any]
+Ranking = tuple[tuple[str, float], ...]
 Images = ImageSet | Tensor | Array | Sequence[str | Path | Image.Image]
 
 FILES_TOGETHER = 32
@@ -49,7 +51,7 @@ class Answer:
     """What is known about one file: its classes with probabilities, best first, or an error."""
 
     path: Path
-    ranking: tuple[tuple[str, float], ...] = ()
+    ranking: Ranking = ()
     distance: float | None = None
     """From the labelled images, as a multiple of what is usual among them; None is not known."""
     error: str | None = None
@@ -89,7 +91,12 @@ class Predictor:
 
         Of the image itself, where that leaves no doubt; else of the mean over its test views.
         """
-        return self._each_batch(images, self._batch_answers, len(self.class_names) + 1)[:, :-1]
+        return self.answers(images)[0]
+
+    def answers(self, images: Images) -> tuple[Tensor, Tensor]:
+        """Logits as above, and how far each image is from the labelled ones, float32 (N,)."""
+        found = self._each_batch(images, self._batch_answers, len(self.class_names) + 1)
+        return found[:, :-1], found[:, -1]
 
     def predict_proba(self, images: Images) -> Array:
         """Calibrated probabilities, float64 (N, Y), columns in the order of `class_names`."""
@@ -107,8 +114,8 @@ class Predictor:
     def distance(self, images: Images) -> Array:
         """How far images are from the labelled ones, float32 (N,).
 
-        Multiples of what is usual: above 1 it is more than 99 of 100 labelled images are from the
-        nearest other one. NaN where the model does not know (of a run before this was kept).
+        Multiples of what is usual: above 1 is further than 99 of 100 labelled images, from which
+        the model learned, are from their nearest other one. NaN where the model does not know.
         """
         found: Array = self._each_batch(images, self._batch_distance, 1)[:, 0].numpy()
         return found
@@ -120,16 +127,17 @@ class Predictor:
         """
         if self.evidence is None:
             raise ValueError(
-                "nothing says how far this model's probabilities can be trusted: train with "
-                "data.validation, or with --set downstream.folds=4"
+                "nothing says how far this model's probabilities can be trusted: train one network "
+                "with validation images, or with --set downstream.folds=4"
             )
         return abstention(self.evidence, error)
 
     def acquainted_with(self, images: ImageSet) -> Predictor:
         """The same, with these images as the ones that others are compared with."""
-        some = images.images[:: -(-len(images) // MOST_KNOWN)]
+        generator = torch.Generator().manual_seed(0)
+        some = torch.randperm(len(images), generator=generator)[:MOST_KNOWN].sort().values
         # in half precision, as it is kept: a model that was saved and read says the same
-        h = represent(self.encoder, some).half().float()
+        h = represent(self.encoder, images.images[some]).half().float()
         return replace(self, familiar=Familiar(h))
 
     def predict_files(self, paths: Sequence[Path]) -> Iterator[Answer]:
@@ -164,7 +172,7 @@ class Predictor:
         opened = [self._try(path) for path in paths]
         readable = [pixels for pixels in opened if not isinstance(pixels, str)]
         with turns:
-            found = iter(self._found(_stacked(readable)) if readable else ())
+            found = iter(self._found(_stacked(readable)) if readable else [])
         return [
             Answer(path, error=pixels) if isinstance(pixels, str) else Answer(path, *next(found))
             for path, pixels in zip(paths, opened, strict=True)
@@ -176,19 +184,18 @@ class Predictor:
         except ValueError as error:
             return str(error).removeprefix(f"cannot read {path}: ")
 
-    def _found(
-        self, images: Tensor
-    ) -> Iterator[tuple[tuple[tuple[str, float], ...], float | None]]:
+    def _found(self, images: Tensor) -> list[tuple[Ranking, float | None]]:
         """Of each image its classes with their probabilities, best first, and its distance."""
-        answers = self._each_batch(images, self._batch_answers, len(self.class_names) + 1)
-        probabilities = _probabilities(answers[:, :-1])
+        logits, distances = self.answers(images)
+        probabilities = _probabilities(logits)
         order = np.argsort(-probabilities, axis=1, kind="stable")
         best = np.take_along_axis(probabilities, order, axis=1)
-        for classes, row, distance in zip(
-            order.tolist(), best.tolist(), answers[:, -1].tolist(), strict=True
-        ):
-            ranking = tuple(zip([self.class_names[i] for i in classes], row, strict=True))
-            yield ranking, None if self.familiar is None else distance
+        rankings = [
+            tuple(zip([self.class_names[i] for i in classes], row, strict=True))
+            for classes, row in zip(order.tolist(), best.tolist(), strict=True)
+        ]
+        away = [None if math.isnan(distance) else distance for distance in distances.tolist()]
+        return list(zip(rankings, away, strict=True))
 
     def _each_batch(
         self, images: Images, forward: Callable[[Tensor], Tensor], columns: int
@@ -303,8 +310,8 @@ class Predictor:
             raise ValueError(f"{place} is damaged: {type(error).__name__}: {reason}") from error
         predictor.encoder.to(target)
         predictor.head.to(target)
-        if "known.h" in tensors:
-            predictor.familiar = Familiar(tensors["known.h"].float().to(target))
+        if predictor.familiar is not None:
+            predictor.familiar = Familiar(predictor.familiar.h.to(target))
         return predictor
 
     @classmethod
@@ -326,7 +333,9 @@ class Predictor:
                 if name.startswith(prefix)
             }
             module.load_state_dict(own, strict=True, assign=True)
-        evidence = meta.get("evidence")
+        evidence, h = meta.get("evidence"), tensors.get("known.h")
+        if h is not None and (h.ndim != 2 or not len(h) or h.shape[1] != encoder.dim):
+            raise ValueError(f"known.h is {tuple(h.shape)}, representations have {encoder.dim}")
         return cls(
             encoder,
             head,
@@ -336,6 +345,7 @@ class Predictor:
             meta["temperature"],
             meta["test_views"],
             evidence and Evidence.from_dict(evidence),
+            None if h is None else Familiar(h.float()),
         )
 
 

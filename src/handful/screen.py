@@ -25,6 +25,7 @@ STAGES = {
     "read": "reading images",
     "pretext": "pretext task",
     "selection": "choosing the length",
+    "folds": "calibration",
     "downstream": "classifier",
     "keeping": "classifier, on all labels",
     "control": "control",
@@ -208,7 +209,10 @@ def run(summary: Mapping[str, Any], report: str) -> str:
         sure = f"(95 % interval {points_between(paired['interval'], n)})"
         difference = f"{points(paired['difference'], n)} points  {sure}"
         rows.append(("difference, paired", difference))
-    return table([*rows, ("time", duration(summary["seconds"])), ("report", report)])
+    time = duration(summary["seconds"])
+    if summary.get("pretext_taken"):
+        time += f", and {duration(summary['pretext_taken'])} of an earlier run for the pretext task"
+    return table([*rows, ("time", time), ("report", report)])
 
 
 def cell(name: object, row: Mapping[str, Any]) -> str:
@@ -332,24 +336,24 @@ def answers_json(found: Iterable[Answer], least: float = 0.0) -> str:
 
 
 def answers_csv(found: Iterable[Answer], least: float = 0.0) -> str:
-    """`predict --csv`: a head and a row a file; `error` is empty where there is an answer.
+    """`predict --csv`: a head and a row a file; `error` is empty where the file could be read.
 
-    Below the probability `least` the class is empty, and `error` names the candidate.
+    Below the probability `least` the class is empty, and `unsure` names the candidate.
     """
     columns = ["file", "class", "probability"]
     for place in range(2, CANDIDATES + 1):
         columns += [f"class_{place}", f"probability_{place}"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*columns, "distance", "error"])
+    writer.writerow([*columns, "distance", "unsure", "error"])
     for answer in found:
         cells = [cell for name, p in answer.ranking[:CANDIDATES] for cell in (name, f"{p:.6f}")]
         cells += [""] * (2 * CANDIDATES - len(cells))
         distance = "" if answer.distance is None else f"{answer.distance:.3f}"
-        reason = answer.error or ""
+        unsure = ""
         if answer.ranking and answer.ranking[0][1] < least:
-            reason, cells[0] = f"unsure: perhaps {cells[0]}", ""
-        writer.writerow([answer.path, *cells, distance, reason])
+            unsure, cells[0] = cells[0], ""
+        writer.writerow([answer.path, *cells, distance, unsure, answer.error or ""])
     return text.getvalue().rstrip("\n")
 
 
@@ -357,13 +361,15 @@ def abstention(found: Abstention) -> str:
     """`predict --abstain`: from where on there are answers, and who vouches for them."""
     wrong = "none" if found.wrong == 0 else f"{found.wrong:,}"
     vouched = (
-        f"of {found.known:,} labelled images that the network did not learn from "
+        f"of {found.known:,} labelled images, answered by networks that had not learned from them, "
         f"{found.answered:,} reach that, {wrong} of them with a wrong answer: with 95 % confidence "
         f"the error is at most {percent(found.limit)}"
     )
-    asked = percent(found.error)
-    short = "" if found.certified else f"; so few images cannot certify {asked}"
-    return f"answers from a probability of {percent(found.threshold)} on; {vouched}{short}"
+    short = "" if found.certified else f"; they cannot certify {100 * found.error:g} %"
+    least = f"{100 * found.threshold:.4g} %"
+    if found.threshold > 1:
+        return f"no probability is enough for an answer; {vouched}{short}"
+    return f"answers from a probability of {least} on; {vouched}{short}"
 
 
 def as_json(value: Any) -> str:

@@ -46,6 +46,8 @@ class Trained(NamedTuple):
     """Images that passed the encoder in training, the choice of the length included."""
     evidence: Evidence | None = None
     """Answers to labelled images that none of the networks which gave them had learned from."""
+    in_folds: int = 0
+    """Images that passed the encoders which gave those answers, in training."""
 
 
 @dataclass
@@ -62,6 +64,8 @@ class Session:
     member: int = 0
     """Which of an ensemble's networks it is at."""
     stages: dict[str, float] = field(default_factory=dict)
+    taken: float = 0.0
+    """Seconds that a pretext task took in another run, from which this one has it."""
 
     def on_row(self, row: Row) -> None:
         row = row | {"member": self.member} if self.member else row
@@ -102,7 +106,8 @@ def members(session: Session) -> list[Member]:
 
 
 def _member(session: Session) -> Member:
-    images, config = session.parts.pretext, session.config.network
+    parts, config = session.parts, session.config.network
+    images = parts.pretext if session.config.pretext.steps else parts.final
     with _seeded(session.generator("weights")):
         encoder = Encoder(images.channels, images.size[0], config)
         head = ProjectionHead(encoder.dim, config)
@@ -125,10 +130,11 @@ def pretext_task(member: Member) -> int:
     config = session.config.pretext
     if not config.steps:
         return 0
-    place = _kept_at(member) if config.cache else None
     network = nn.ModuleDict({"encoder": encoder, "head": head})
+    place = place_of_pretext(member)
     meta = _taken(place, network, session)
     if meta is None:
+        began = time.perf_counter()
         with session.stage("pretext"):
             encoded = pretrain(
                 encoder,
@@ -143,7 +149,7 @@ def pretext_task(member: Member) -> int:
         meta = {
             "holds": "encoder and projection head after the pretext task",
             "encoded": encoded,
-            "seconds": session.stages["pretext"],
+            "seconds": time.perf_counter() - began,
         }
         _keep(place, network, meta, session)
     checkpoints.save(
@@ -158,11 +164,13 @@ def _taken(place: Path | None, network: nn.Module, session: Session) -> dict[str
         return None
     try:
         weights, meta = checkpoints.load(place)
+        seconds, _ = float(meta["seconds"]), int(meta["encoded"])
         network.load_state_dict(weights)
-        session.say(f"pretext task: taken from {place}, it took {duration(meta['seconds'])} there")
-    except (ValueError, RuntimeError, KeyError) as error:
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
         session.say(f"pretext task: not taken from {place}, done anew ({error})")
         return None
+    session.taken += seconds
+    session.say(f"pretext task: taken from {place}, it took {duration(seconds)} there")
     return meta
 
 
@@ -176,17 +184,23 @@ def _keep(place: Path | None, network: nn.Module, meta: dict[str, Any], session:
         session.say(f"pretext task: cannot be kept in {place}: {error.strerror}")
 
 
-MADE_BY = ("losses", "networks", "optim", "pretrain", "splits", "views")
+MADE_BY = ("devices", "images", "losses", "networks", "optim", "pretrain", "splits", "views")
 """Modules that decide what a pretext task learns."""
 
 
-def _kept_at(member: Member) -> Path:
-    """Where what this pretext task trains is kept: a folder named by all that it depends on."""
+def place_of_pretext(member: Member) -> Path | None:
+    """Where what this pretext task trains is kept: a folder named by all that it depends on.
+
+    None where nothing is to be kept.
+    """
     session, _, encoder, _ = member
     images, config = session.parts.pretext, session.config
+    if not config.pretext.steps or not config.pretext.cache:
+        return None
     parts = [
         json.dumps([config.pretext.model_dump(), config.network.model_dump()]).encode(),
         f"{config.seed}{session.suffix} {session.dtype} {session.device.type}".encode(),
+        torch.__version__.encode(),
         str(encoder.mean.tolist() + encoder.std.tolist()).encode(),
         images.fingerprints().tobytes(),
         images.sources.unique(return_inverse=True)[1].numpy().tobytes(),
@@ -240,8 +254,8 @@ def _calibrated(session: Session, fitted: Callable[..., Trained], trained: Train
     """The same network with the temperature that fits answers from outside of their own fold.
 
     Each fold is answered by a network that begins as `trained` did and learns from the other folds,
-    for a part of its length: it is a little less sure of itself than one of all labels, so that the
-    temperature errs on the modest side.
+    for a part of its length. `encoder` and `head`, with which `fitted` begins, must not have seen
+    the labels.
     """
     images, config = session.parts.final, session.config.downstream
     if not config.folds:
@@ -250,13 +264,14 @@ def _calibrated(session: Session, fitted: Callable[..., Trained], trained: Train
     held[_repeated(images.sources)] = -1  # copies of an image say nothing that it does not
     assert config.steps is not None
     shorter = config.model_copy(update={"steps": max(1, round(config.steps * config.fold_share))})
-    looks, parts = [], []
+    looks, parts, encoded = [], [], 0
     for fold in held[held >= 0].unique().tolist():
         others = images.select(_elsewhere(held, images.sources, fold))
         part = images.select((held == fold).nonzero().squeeze(1))
         one = fitted(others, shorter, "folds")
         looks.append(networks.classify(one.encoder, one.classifier, part.images).cpu())
         parts.append((one, part))
+        encoded += one.encoded
     if not parts:
         return trained
     labels = torch.cat([part.labels for _, part in parts])
@@ -266,7 +281,7 @@ def _calibrated(session: Session, fitted: Callable[..., Trained], trained: Train
         for one, part in parts
     ]
     evidence = Evidence.of(torch.cat(logits), labels)
-    return trained._replace(temperature=temperature, evidence=evidence)
+    return trained._replace(temperature=temperature, evidence=evidence, in_folds=encoded)
 
 
 def _repeated(sources: Tensor) -> Tensor:
@@ -343,14 +358,16 @@ def predictor_of(session: Session, trained: Trained, known: ImageSet | None = No
         session.config.test_views,
         trained.evidence,
     )
-    return predictor if known is None else predictor.acquainted_with(known)
+    if known is None:
+        return predictor
+    return predictor.acquainted_with(known.select(~_repeated(known.sources)))
 
 
 def score(
     session: Session, predictor: Predictor, test: ImageSet
 ) -> tuple[dict[str, Any], Arrays, Tensor]:
     """Open the test images, once: figures, arrays, and which answers are right, bool (T,)."""
-    logits = predictor.logits(test)
+    logits, distances = predictor.answers(test)
     found = metrics.evaluate(logits, test.labels)
     probabilities = logits.double().softmax(1)
     session.folder.write_predictions(test, probabilities.numpy())
@@ -359,7 +376,6 @@ def score(
     if predictor.test_views > 1:
         once = networks.classify(predictor.encoder, predictor.head, test.images)
         single = once.argmax(1).cpu() == test.labels
-    strange = (predictor.distance(test) > 1).mean()
     named = [
         {"name": name, **row} for name, row in zip(test.class_names, found.per_class, strict=True)
     ]
@@ -375,7 +391,7 @@ def score(
             "brier": found.brier,
         },
         "abstention": _abstained(predictor, probabilities, right),
-        "strangers": float(strange),
+        "strangers": float((distances > 1).double().mean()),
         "per_class_report": named,
         "confusion": found.confusion,
     }
