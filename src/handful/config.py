@@ -161,8 +161,9 @@ class DownstreamConfig(Frozen):
     folds: Annotated[int, Field(ge=0, le=50)] = 0
     """Where nothing is held out for validation: parts of the labelled images, each answered by a
     network that learned from the others. These answers calibrate, and say when to abstain."""
-    fold_share: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Of the steps, for which each of those networks is trained."""
+    fold_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of the steps, for which each of those networks is trained. One that is cut short is less sure
+    of itself, and calibrates the other to be too sure."""
     views: ViewsConfig = ViewsConfig()
     curriculum: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the steps over which views weaken from those of the pretext task to these."""
