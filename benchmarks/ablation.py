@@ -27,6 +27,10 @@ PAGE = Path(__file__).parents[1] / "docs" / "ablation.md"
 PER_CLASS, IMAGES, BATCH = 50, 120_000, 125
 
 
+SAME = 0.01
+"""Share by which numbers of images may differ and be called the same: batches are whole."""
+
+
 class Variant(NamedTuple):
     """What it changes in the base."""
 
@@ -213,9 +217,21 @@ def _table(rows: Sequence[Row]) -> str:
             without = found.get((VARIANTS[name].without or "", commit), {})
             lines.append(_line(name, found[name, commit], base, without))
     commits = ", ".join(dict.fromkeys(commit or "uncommitted" for commit in newest.values()))
-    encoded = sum(rows[0]["images_through_encoder"].values())
-    title = f"## {rows[0]['per_class']} labels a class, {encoded:,} images through the encoder"
-    return "\n".join([title, "", f"Commits: {commits}.", "", _HEAD, *lines])
+    first = rows[0]
+    title = (
+        f"## {first['per_class']} labels a class, {_encoded(first):,} images through the encoder"
+    )
+    others = {
+        row["variant"]: f"*{row['variant']}*: {_encoded(row):,}"
+        for row in rows
+        if abs(_encoded(row) / _encoded(rows[0]) - 1) > SAME
+    }
+    told = f" As many images, but for {', '.join(others.values())}." if others else ""
+    return "\n".join([title, "", f"Commits: {commits}.{told}", "", _HEAD, *lines])
+
+
+def _encoded(row: Row) -> int:
+    return int(sum(row["images_through_encoder"].values()))
 
 
 def _line(

@@ -288,6 +288,15 @@ def test_an_ablation_tells_what_of_a_gain_is_of_the_contrast() -> None:
     assert joint.endswith("| +6.00 | +1.00 |")
 
 
+def test_an_ablation_names_who_had_more_images() -> None:
+    more = ablated("joint 0.3", 0, 0.9)
+    more["images_through_encoder"] = {"pretext": 10_000, "downstream": 120_000}
+    found = ablation.page([ablated("base", 0, 0.9), ablated("curriculum", 0, 0.9), more])
+    assert "120,000 images through the encoder" in found
+    assert "As many images, but for *joint 0.3*: 130,000." in found
+    assert "but for" not in ablation.page([ablated("base", 0, 0.9)])
+
+
 def test_what_a_contrast_is_compared_with_lacks_nothing_else() -> None:
     of_contrast = {"pretext.loss", "pretext.steps", "downstream.contrast", "data.unlabelled"}
     of_its_images = {"downstream.steps", "downstream.batch_size"}

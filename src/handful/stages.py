@@ -254,8 +254,8 @@ def _calibrated(session: Session, fitted: Callable[..., Trained], trained: Train
     """The same network with the temperature that fits answers from outside of their own fold.
 
     Each fold is answered by a network that begins as `trained` did and learns from the other folds,
-    for `fold_share` of its length. `encoder` and `head`, with which `fitted` begins, must not have seen
-    the labels.
+    for `fold_share` of its length. `encoder` and `head`, with which `fitted` begins, must not have
+    seen the labels.
     """
     images, config = session.parts.final, session.config.downstream
     if not config.folds:
