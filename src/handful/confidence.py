@@ -86,7 +86,7 @@ def abstention(evidence: Evidence, error: float) -> Abstention:
     answer. Raises ValueError unless 0 < error < 1.
     """
     if not 0 < error < 1:
-        raise ValueError(f"an expected error lies between 0 and 1, got {error:g}")
+        raise ValueError(f"an expected error lies between 0 and 1, such as 0.01, got {error:g}")
     order = evidence.probability.argsort(descending=True, stable=True)
     probability, right = evidence.probability[order], evidence.right[order]
     count = torch.arange(1, len(order) + 1)

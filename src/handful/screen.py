@@ -300,7 +300,7 @@ def answers(found: Iterable[Answer], least: float = 0.0) -> str:
         if share < least:
             best, rest = "–", f"unsure: {_named(answer.ranking[:CANDIDATES])}"
         if _strange(answer):
-            rest += f"; unlike the labelled images ({answer.distance:.1f} times the usual distance)"
+            rest += f"; unlike the labelled images ({answer.distance:.2f} times the usual distance)"
         body.append([str(answer.path), best, percent(share), rest])
     return table(body)
 
