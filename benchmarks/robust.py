@@ -273,7 +273,7 @@ truth is wider.
 
 DIR holds MNIST's four idx files (`handful data mnist --out DIR` fetches them):
 
-    python -m benchmarks.robust run DIR --recipe demo --draws 100-102
+    python -m benchmarks.robust run DIR --recipe best --draws 100-102
     python -m benchmarks.robust table
 """
 

@@ -17,7 +17,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))  # `benchmarks` is no part of the package
 
 from benchmarks import __main__ as command
-from benchmarks import ablation, accuracy, cells, peers, rows, scale
+from benchmarks import ablation, accuracy, cells, peers, robust, rows, scale
 from benchmarks.encoder import SixConvolutions
 from benchmarks.exact import dense, errors
 from benchmarks.loss import projections
@@ -249,6 +249,7 @@ def test_pages_are_made_from_their_rows() -> None:
     assert accuracy.RESULTS.read_text(encoding="utf-8") == accuracy.page()
     made = ablation.page(read(ablation.ROWS))
     assert ablation.PAGE.read_text(encoding="utf-8") == made
+    assert robust.PAGE.read_text(encoding="utf-8") == robust.page(read(robust.ROWS))
 
 
 def ablated(variant: str, draw: int, accuracy: float) -> dict[str, Any]:
