@@ -152,6 +152,18 @@ def test_an_ensemble_has_a_fixed_length() -> None:
     RunConfig().updated({"members": 3, "data.validation": 0, "downstream.steps": 10})
 
 
+def test_no_column_is_without_a_member() -> None:
+    columns = ["plain", "upright"]
+    with pytest.raises(ValueError, match=r"network\.columns has 2 columns for members = 1"):
+        RunConfig().updated({"network.columns": columns})
+    with pytest.raises(ValueError, match=r"network\.columns"):
+        RunConfig().updated({"network.columns": []})
+    ensemble = {"members": 3, "data.validation": 0, "downstream.steps": 10}
+    config = RunConfig().updated({"network.columns": columns, **ensemble})
+    assert config.network.columns == ("plain", "upright")
+    assert configs.parse(configs.tomllib.loads(config.to_toml())) == config
+
+
 def test_without_validation_somebody_must_say_how_long() -> None:
     with pytest.raises(
         ValueError, match=r"downstream\.steps must be set where data.validation is 0"

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scipy.fft import dctn
 from torch import Tensor, nn
 
 from handful.config import NetworkConfig
+from handful.datasets import Dataset
+from handful.geometry import affine, warp
 from handful.images import ImageSet, to_float
 from handful.networks import (
     INFERENCE_BATCH,
+    Cosines,
     Encoder,
     ProjectionHead,
     classifier_head,
@@ -147,6 +151,53 @@ def test_an_ensemble_gives_the_mean_of_its_members_logits() -> None:
 def test_an_ensemble_of_one_is_that_one() -> None:
     encoder, head = trained(), classifier_head(64, 4)
     assert joined([encoder], [head]) == (encoder, head)
+
+
+def test_cosines_are_those_of_the_dct_at_every_place() -> None:
+    x = torch.rand(2, 3, 9, 8, generator=torch.Generator().manual_seed(0))
+    found = Cosines(channels=3, kernel=5, padding=0)(x).unflatten(1, (3, 5, 5))
+    patches = x.unfold(2, 5, 1).unfold(3, 5, 1)  # (2, 3, 5, 4, 5, 5)
+    expected = dctn(patches.double().numpy(), type=2, norm="ortho", axes=(4, 5))
+    torch.testing.assert_close(found.permute(0, 1, 4, 5, 2, 3), torch.tensor(expected).float())
+
+
+@pytest.mark.parametrize("size", [28, 64])
+def test_a_harmonic_encoder_begins_with_cosines_of_one_strength(size: int) -> None:
+    config = NetworkConfig(width=4, columns=("harmonic",))
+    encoder = Encoder(1, size, config)
+    first = next(layer for layer in encoder.layers if isinstance(layer[0], Cosines))
+    x = torch.rand(16, 4 if size == 64 else 1, 28, 28)
+    mixed = torch.stack([strength.std() for strength in first[:2](x).unbind(1)])
+    torch.testing.assert_close(mixed, torch.ones_like(mixed), rtol=0, atol=0.01)
+    assert multiply_adds(encoder, size, size) > multiply_adds(
+        Encoder(1, size, NetworkConfig(width=4)), size, size
+    )
+    assert all(name != "weight" for name, _ in encoder.layers.named_parameters())
+
+
+def test_members_take_columns_in_turn() -> None:
+    config = NetworkConfig(width=4, columns=("plain", "upright", "upright_harmonic"))
+    members = [Encoder(1, 28, config, number=number) for number in range(4)]
+    assert [one.upright for one in members] == [False, True, True, False]
+    harmonic = [isinstance(one.layers[0][0], Cosines) for one in members]
+    assert harmonic == [False, False, True, False]
+
+
+def test_an_upright_column_sees_no_slant(bundled: Dataset) -> None:
+    """The change that a slant makes to h is a fraction of what it makes in the same plain one."""
+    digits = to_float(bundled.train.images[:100])
+    none = torch.zeros(len(digits))
+    slanted = warp(
+        digits, affine(none, torch.zeros(len(digits), 2), none + 0.3), torch.zeros(len(digits), 2)
+    )
+    plain = trained()
+    upright = Encoder(1, 28, NetworkConfig(width=8, columns=("upright",)))
+    upright.load_state_dict(plain.state_dict())
+    changes = []
+    for encoder in (plain.eval(), upright.eval()):
+        with torch.inference_mode():
+            changes.append(float((encoder(slanted) - encoder(digits)).square().mean()))
+    assert changes[1] < 0.2 * changes[0]
 
 
 def test_no_images_give_no_rows() -> None:

@@ -25,11 +25,18 @@ NETWORK = NetworkConfig(width=4)
 NAMES = ("nine", "one", "five")
 
 
-def made(channels: Any = 1, size: int = 28, views: int = 1, temperature: float = 1.7) -> Predictor:
+def made(
+    channels: Any = 1,
+    size: int = 28,
+    views: int = 1,
+    temperature: float = 1.7,
+    network: NetworkConfig = NETWORK,
+    number: int = 0,
+) -> Predictor:
     """An untrained predictor whose batch norms have seen something, as after training."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        encoder = Encoder(channels, size, NETWORK)
+        encoder = Encoder(channels, size, network, number=number)
         head = classifier_head(encoder.dim, len(NAMES))
         encoder.normalise_to(pixels(16, channels, size))
         encoder.train()
@@ -40,7 +47,7 @@ def made(channels: Any = 1, size: int = 28, views: int = 1, temperature: float =
         head.eval(),
         NAMES,
         Preparation(kind, size, channels),
-        NETWORK,
+        network,
         temperature,
         views,
     )
@@ -57,8 +64,14 @@ def pixels(n: int, channels: int = 1, size: int = 28, seed: int = 0) -> torch.Te
     return images
 
 
-def test_an_ensemble_is_read_as_it_was_written(tmp_path: Path) -> None:
-    members, images = [made(), made(temperature=2.0)], pixels(9)
+@pytest.mark.parametrize(
+    "network",
+    [NETWORK, NETWORK.model_copy(update={"columns": ("harmonic", "upright")})],
+    ids=["alike", "columns"],
+)
+def test_an_ensemble_is_read_as_it_was_written(tmp_path: Path, network: NetworkConfig) -> None:
+    members = [made(network=network), made(temperature=2.0, network=network, number=1)]
+    images = pixels(9)
     with torch.no_grad():
         members[1].head.weight.mul_(-3)
     encoder, head = joined([one.encoder for one in members], [one.head for one in members])

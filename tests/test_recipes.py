@@ -79,8 +79,9 @@ def test_sizing_leaves_nothing_open_that_training_needs(name: str, few: ImageSet
 
 def test_an_ensemble_is_of_such_networks_as_the_best_one() -> None:
     best, ensemble = RECIPES["best"].config, RECIPES["ensemble"].config
-    assert best.differences(ensemble).keys() == {"recipe", "members"}
+    assert best.differences(ensemble).keys() == {"recipe", "members", "network.columns"}
     assert ensemble.members > best.members == 1
+    assert len(set(ensemble.network.columns)) == len(ensemble.network.columns) > 1
     # nothing is held out to calibrate by, and there is no contrast that a control could lack
     assert best.data.validation == 0
     assert not best.contrasts
@@ -163,6 +164,15 @@ def test_views_of_ones_own_stay_without_anyone_saying_so(photos: ImageSet) -> No
     asked = RECIPES["standard"].config.updated({"pretext.views.rotation": 1.0})
     expected = RICH_GENERAL.model_copy(update={"rotation": 1.0})
     assert suited(asked, photos).pretext.views == expected
+
+
+def test_no_photograph_is_set_upright(few: ImageSet) -> None:
+    ensemble = RECIPES["ensemble"].config
+    assert suited(ensemble, few).network == ensemble.network
+    photos = suited(ensemble.updated({"preset": "general"}), few, {"preset"})
+    assert photos.network.columns == ("harmonic", "harmonic", "plain")
+    chosen = {"preset": "general", "network.columns": ["upright"]}
+    assert suited(ensemble.updated(chosen), few, chosen.keys()).network.columns == ("upright",)
 
 
 def test_general_views_do_not_take_the_frame_for_ink() -> None:

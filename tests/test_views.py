@@ -18,9 +18,10 @@ from torch import Tensor
 
 from handful import views
 from handful.config import ViewsConfig
+from handful.geometry import affine, warp
 from handful.images import ImageSet, to_float
 from handful.recipes import MILD_DIGITS, MILD_GENERAL, RICH_DIGITS, RICH_GENERAL
-from handful.views import affine, dilate, expand, two_views, view, warp
+from handful.views import dilate, expand, two_views, view
 
 STILL = ViewsConfig(rotation=0, translation=0, scale=0, shear=0, keep_ink=False)
 """Changes nothing: for tests that switch on one thing."""
@@ -56,98 +57,6 @@ def only(**strengths: Any) -> ViewsConfig:
 
 
 # --- one resampling, against scipy ---
-
-
-def resampled(x: Tensor, row: np.ndarray, column: np.ndarray, mode: str) -> Tensor:
-    """Each image and channel of x (N, C, H, W) read at row, column (N, H, W), by scipy."""
-    read = [
-        [
-            ndimage.map_coordinates(channel, [row[i], column[i]], order=1, mode=mode)
-            for channel in image.double().numpy()
-        ]
-        for i, image in enumerate(x)
-    ]
-    return torch.tensor(np.array(read)).float()
-
-
-def warp_by_scipy(
-    x: Tensor, matrix: Tensor, shift: Tensor, field: Tensor | None, mode: str = "grid-constant"
-) -> Tensor:
-    """What is at q moves to p = matrix @ q + shift: at p, read q (and where the field says)."""
-    n, _, height, width = x.shape
-    rows, columns = np.mgrid[:height, :width]
-    p = np.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], -1)  # (H, W, 2)
-    q = np.empty((n, height, width, 2))
-    for i in range(n):
-        inverse = np.linalg.inv(matrix[i].double().numpy())
-        q[i] = (p - shift[i].double().numpy()) @ inverse.T
-        if field is not None:
-            q[i] += field[i].double().numpy()
-    column = ((q[..., 0] + 1) * width - 1) / 2
-    row = ((q[..., 1] + 1) * height - 1) / 2
-    return resampled(x, row, column, mode)
-
-
-@pytest.mark.parametrize("shape", [(1, 12, 12), (3, 9, 14)])
-@pytest.mark.parametrize("bent", [False, True])
-@pytest.mark.parametrize(
-    ("padding", "mode"), [("zeros", "grid-constant"), ("reflection", "reflect")]
-)
-def test_a_warp_is_what_scipy_makes_of_it(
-    shape: tuple[int, int, int], bent: bool, padding: str, mode: str
-) -> None:
-    rng, n = generator(), 5
-    x = torch.rand((n, *shape), generator=rng)
-    matrix = affine(
-        torch.rand(n, generator=rng) * 2,
-        torch.rand((n, 2), generator=rng) - 0.5,
-        torch.rand(n, generator=rng) - 0.5,
-    )
-    shift = torch.rand((n, 2), generator=rng) - 0.5
-    field = torch.randn((n, *shape[1:], 2), generator=rng) * 0.1 if bent else None
-    expected = warp_by_scipy(x, matrix, shift, field, mode)
-    torch.testing.assert_close(warp(x, matrix, shift, field, padding), expected, rtol=0, atol=2e-5)
-
-
-def test_a_warp_agrees_with_scipys_affine_transform() -> None:
-    """In pixels, rows first, as scipy has it: another formula for the same thing."""
-    x = to_float(noise(1, height=11, width=11))
-    angle = 0.4
-    moved = warp(
-        x, affine(torch.tensor([angle]), torch.zeros(1, 2), torch.zeros(1)), torch.zeros(1, 2)
-    )
-    cos, sin = math.cos(angle), math.sin(angle)
-    turn = np.array([[cos, -sin], [sin, cos]])  # from output (row, column) to input
-    expected = ndimage.affine_transform(
-        x[0, 0].numpy(), turn, np.array([5, 5]) - turn @ [5, 5], order=1, mode="grid-constant"
-    )
-    torch.testing.assert_close(moved[0, 0], torch.tensor(expected), rtol=0, atol=1e-5)
-
-
-def test_quarter_turns_and_whole_pixels_are_exact() -> None:
-    x = to_float(noise(1, height=8, width=8))
-    none = torch.zeros(1)
-    turned = warp(x, affine(none + math.pi / 2, torch.zeros(1, 2), none), torch.zeros(1, 2))
-    torch.testing.assert_close(turned, x.rot90(-1, (2, 3)), rtol=0, atol=1e-5)
-    shifted = warp(x, torch.eye(2)[None], torch.tensor([[2 * 2 / 8, -1 * 2 / 8]]))
-    expected = torch.zeros_like(x)
-    expected[..., :-1, 2:] = x[..., 1:, :-2]  # two to the right, one up
-    torch.testing.assert_close(shifted, expected, rtol=0, atol=1e-5)
-
-
-def test_affine_scales_then_slants_then_turns() -> None:
-    turn, scale, slant = 0.3, (0.2, -0.1), 0.25
-    rotation = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
-    expected = rotation @ np.array([[1, slant], [0, 1]]) @ np.diag(np.exp(scale))
-    matrix = affine(torch.tensor([turn]), torch.tensor([scale]), torch.tensor([slant]))
-    torch.testing.assert_close(matrix[0], torch.tensor(expected).float())
-
-
-@pytest.mark.parametrize("field", [None, torch.zeros(4, 9, 14, 2)])
-def test_an_identity_warp_changes_nothing(field: Tensor | None) -> None:
-    x = to_float(noise(4, 3, 9, 14))
-    unmoved = warp(x, torch.eye(2).expand(4, 2, 2), torch.zeros(4, 2), field)
-    torch.testing.assert_close(unmoved, x, rtol=0, atol=1e-5)
 
 
 @given(

@@ -18,6 +18,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Column = Literal["plain", "upright", "harmonic", "upright_harmonic"]
 
 SURE = 0.95
 """Probability from which on an image is not looked at again in further views."""
@@ -101,6 +102,10 @@ class NetworkConfig(Frozen):
 
     width: Annotated[int, Field(ge=4, le=512)] = 16
     """Channels at full size; four times as many at half of it, then twice as many each time."""
+    columns: Annotated[tuple[Column, ...], Field(min_length=1)] = ("plain",)
+    """How members look at images, each the next in turn. `upright`: centred, their slant taken out.
+    `harmonic`: first filters are mixed of cosines (Ulicny et al. 2019) instead of learned freely.
+    Networks that look in several ways err less alike (Cireşan et al. 2012)."""
     stages: Annotated[int, Field(ge=1, le=6)] | None = None
     """Sizes at which convolutions look at an image; None fits them to it."""
     head_layers: Literal[2, 3] = 2
@@ -202,6 +207,11 @@ class RunConfig(Frozen):
     def _consistent(self) -> Self:
         if self.data.dev and self.data.source == "mnist50":
             raise ValueError("--dev needs the full training set: give a directory of idx files")
+        if self.members < len(self.network.columns):
+            raise ValueError(
+                f"network.columns has {len(self.network.columns)} columns for members = "
+                f"{self.members}: leave some out, or raise members"
+            )
         if self.members > 1 and self.data.validation:
             raise ValueError(
                 f"members = {self.members} needs data.validation = 0 and a fixed length: "

@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handful.config import NetworkConfig
+from handful.geometry import upright
 from handful.images import to_float
 
 LARGEST_MAP = 40
@@ -28,12 +30,57 @@ def _convolution(
     halved: bool = False,
 ) -> nn.Sequential:
     """Convolution, batch norm, ReLU; max-pooled before the norm, which then costs a quarter."""
-    pool = [nn.MaxPool2d(2)] if halved else []
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False),
-        *pool,
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
+        *_activation(outputs, halved),
+    )
+
+
+def _activation(channels: int, halved: bool) -> list[nn.Module]:
+    pool = [nn.MaxPool2d(2)] if halved else []
+    return [*pool, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+
+
+class Cosines(nn.Module):
+    """Each channel of (N, C, H, W) under all k × k cosines of the DCT-II: (N, C · k², H', W').
+
+    Fixed filters of unit norm, orthogonal to each other; `padding` pixels of zeros around.
+    """
+
+    weight: Tensor
+
+    def __init__(self, channels: int, kernel: int, padding: int) -> None:
+        super().__init__()
+        # known without being read from a file, also where all else waits for one without memory
+        frequency = torch.arange(kernel, dtype=torch.float64, device="cpu")
+        waves = torch.cos(math.pi * (frequency + 0.5) * frequency[:, None] / kernel)
+        waves = waves / waves.norm(dim=1, keepdim=True)
+        filters = torch.einsum("uy,vx->uvyx", waves, waves).reshape(-1, 1, kernel, kernel)
+        weight = channels_last(filters.float().repeat(channels, 1, 1, 1))
+        self.register_buffer("weight", weight, persistent=False)
+        self.channels, self.padding = channels, padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, padding=self.padding, groups=self.channels)
+
+
+CONVOLUTIONS = (nn.Conv2d, Cosines)
+
+
+def _harmonic(
+    inputs: int, outputs: int, *, kernel: int, padding: int, halved: bool
+) -> nn.Sequential:
+    """As `_convolution`, from few images: its filters are mixed of cosines (Ulicny et al. 2019).
+
+    Batch norm gives all frequencies one size before they are mixed: of strokes the low ones are
+    many times as strong.
+    """
+    count = inputs * kernel**2
+    return nn.Sequential(
+        Cosines(inputs, kernel, padding),
+        nn.BatchNorm2d(count, affine=False),
+        nn.Conv2d(count, outputs, 1, bias=False),
+        *_activation(outputs, halved),
     )
 
 
@@ -53,15 +100,18 @@ class Encoder(nn.Module):
     docs/performance.md compares that, at equal seconds, with spending them at full resolution.
 
     Normalisation lives here and nowhere else: `mean` and `std`, one number per channel, travel with
-    the weights.
+    the weights. So does what is done to an image before it: `number` is which of an ensemble's
+    members this one is, and `config.columns` says how that one looks at images.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, channels: int, size: int, config: NetworkConfig) -> None:
+    def __init__(self, channels: int, size: int, config: NetworkConfig, *, number: int = 0) -> None:
         super().__init__()
         self.channels = channels
+        column = config.columns[number % len(config.columns)]
+        self.upright = "upright" in column
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
         self.register_buffer("std", torch.ones(channels, 1, 1))
         layers: list[nn.Module] = []
@@ -80,7 +130,8 @@ class Encoder(nn.Module):
                 f"network.stages = {stages} halves images of {given} pixels away: at most {most}"
             )
         halved = stages > 1
-        layers.append(_convolution(inputs, width, kernel=kernel, padding=padding, halved=halved))
+        first = _harmonic if "harmonic" in column else _convolution
+        layers.append(first(inputs, width, kernel=kernel, padding=padding, halved=halved))
         for stage in range(1, stages):
             outputs = width * (4 if stage == 1 else 2)
             layers.append(_convolution(width, outputs, halved=stage < stages - 1))
@@ -98,6 +149,11 @@ class Encoder(nn.Module):
         self.std.copy_(x.std((0, 2, 3)).clamp(min=1e-3).view(-1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.upright:
+            with torch.autocast(
+                x.device.type, enabled=False
+            ):  # places need more than half precision
+                x = upright(x)
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         h: Tensor = self.layers(x).amax((2, 3))  # (N, D, h, w) → (N, D)
         return h
@@ -223,10 +279,12 @@ def multiply_adds(encoder: AnyEncoder, height: int, width: int) -> int:
 
     def count(module: nn.Module, _: object, output: Tensor) -> None:
         nonlocal total
-        assert isinstance(module, nn.Conv2d)
+        assert isinstance(module, CONVOLUTIONS)
         total += module.weight.numel() * output.shape[2] * output.shape[3]
 
-    hooks = [m.register_forward_hook(count) for m in encoder.modules() if isinstance(m, nn.Conv2d)]
+    hooks = [
+        m.register_forward_hook(count) for m in encoder.modules() if isinstance(m, CONVOLUTIONS)
+    ]
     was_training = encoder.training
     try:
         with torch.inference_mode():

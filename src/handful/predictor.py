@@ -321,8 +321,8 @@ class Predictor:
         names = tuple(meta["class_names"])
         with torch.device("meta"):  # no initial weights: they would draw on global randomness
             encoders = [
-                Encoder(preparation.channels, preparation.size, network)
-                for _ in range(meta.get("members", 1))
+                Encoder(preparation.channels, preparation.size, network, number=number)
+                for number in range(meta.get("members", 1))
             ]
             heads = [classifier_head(one.dim, len(names)) for one in encoders]
             encoder, head = joined(encoders, heads)

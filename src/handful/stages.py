@@ -109,7 +109,7 @@ def _member(session: Session) -> Member:
     parts, config = session.parts, session.config.network
     images = parts.pretext if session.config.pretext.steps else parts.final
     with _seeded(session.generator("weights")):
-        encoder = Encoder(images.channels, images.size[0], config)
+        encoder = Encoder(images.channels, images.size[0], config, number=session.member)
         head = ProjectionHead(encoder.dim, config)
     encoder.normalise_to(images.images)
     encoder = encoder.to(session.device)
@@ -184,7 +184,17 @@ def _keep(place: Path | None, network: nn.Module, meta: dict[str, Any], session:
         session.say(f"pretext task: cannot be kept in {place}: {error.strerror}")
 
 
-MADE_BY = ("devices", "images", "losses", "networks", "optim", "pretrain", "splits", "views")
+MADE_BY = (
+    "devices",
+    "geometry",
+    "images",
+    "losses",
+    "networks",
+    "optim",
+    "pretrain",
+    "splits",
+    "views",
+)
 """Modules that decide what a pretext task learns."""
 
 

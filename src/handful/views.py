@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from handful.config import ViewsConfig
+from handful.geometry import affine, warp
 from handful.images import ImageSet, to_float
 
 KNOT_WIDTH = 0.7
@@ -37,68 +38,6 @@ def view(images: Tensor, config: ViewsConfig, generator: Generator) -> Tensor:
     x = _blur(x, config, generator)
     x = _intensity(x, config, generator)
     return _cutout(x, config, generator)
-
-
-def warp(
-    x: Tensor,
-    matrix: Tensor,
-    shift: Tensor,
-    field: Tensor | None = None,
-    padding: str = "zeros",
-) -> Tensor:
-    """Resample images once, bilinearly, under an affine map and a displacement.
-
-    x: float (N, C, H, W). matrix: (N, 2, 2) and shift: (N, 2) move what is at (x, y) to
-    `matrix @ (x, y) + shift`, in units of half the image's side from its centre; one of each moves
-    all images alike.
-    field: (N, H, W, 2), added to the place that is read, in the same units.
-    Outside the image is black (`zeros`) or its mirror image (`reflection`).
-    """
-    height, width = x.shape[2:]
-    inverse = _inverse(matrix)
-    offset = -(inverse @ shift[:, :, None])
-    affine_part = torch.cat([inverse, offset], 2).view(-1, 6)
-    # one product makes the whole grid, far faster than many small ones, image by image
-    grid = affine_part @ _pixel_basis(height, width, x.device)
-    grid = grid.view(-1, height, width, 2)
-    if field is not None:
-        grid += field
-    grid = grid.expand(len(x), -1, -1, -1)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode=padding, align_corners=False)
-
-
-def _inverse(matrix: Tensor) -> Tensor:
-    """Inverse of (N, 2, 2) matrices, by the formula: far cheaper than a general solver."""
-    a, b, c, d = matrix[:, 0, 0], matrix[:, 0, 1], matrix[:, 1, 0], matrix[:, 1, 1]
-    adjugate = torch.stack([torch.stack([d, -b], 1), torch.stack([-c, a], 1)], 1)
-    return adjugate / (a * d - b * c)[:, None, None]
-
-
-@lru_cache(maxsize=16)
-def _pixel_basis(height: int, width: int, device: torch.device) -> Tensor:
-    """(6, H·W·2): what the rows (a, b, c) and (d, e, f) of an affine map add to x and y of a pixel.
-
-    Pixel centres, in a frame that spans -1 to 1.
-    """
-    ys = (torch.arange(height, device=device) * 2 + 1) / height - 1
-    xs = (torch.arange(width, device=device) * 2 + 1) / width - 1
-    y, x = torch.meshgrid(ys, xs, indexing="ij")
-    place = torch.stack([x, y, torch.ones_like(x)]).view(3, -1)  # (3, H·W)
-    basis = torch.zeros(2, 3, height * width, 2, device=device)
-    basis[0, ..., 0], basis[1, ..., 1] = place, place
-    return basis.view(6, -1)
-
-
-def affine(rotation: Tensor, log_scale: Tensor, shear: Tensor) -> Tensor:
-    """Matrices (N, 2, 2): scale on each axis, then shear, then rotation.
-
-    rotation: (N,) radians. log_scale: (N, 2). shear: (N,) tangent.
-    """
-    cos, sin = rotation.cos(), rotation.sin()
-    scale_x, scale_y = log_scale.exp().unbind(1)
-    top = torch.stack([cos * scale_x, (cos * shear - sin) * scale_y], 1)
-    bottom = torch.stack([sin * scale_x, (sin * shear + cos) * scale_y], 1)
-    return torch.stack([top, bottom], 1)
 
 
 def _uniform(shape: tuple[int, ...], generator: Generator) -> Tensor:
