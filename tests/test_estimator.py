@@ -21,7 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import estimator_checks_generator, parametrize_with_checks
 
-from handful import SimCLRClassifier, SimCLREncoder, datasets
+from handful import SimCLRClassifier, SimCLREncoder, datasets, stages
 from handful.config import ViewsConfig
 from handful.datasets import Dataset
 from handful.predictor import Predictor
@@ -230,7 +230,6 @@ def test_images_without_a_label_join_the_pretext_task_alone(
 ) -> None:
     images, labels = digits[0][:80], digits[1][:80].copy()
     labels[40:] = -1
-    from handful import stages
 
     seen: dict[str, list[int]] = {}
     for name, function in (("pretrain", stages.pretrain), ("finetune", stages.finetune)):
@@ -491,3 +490,19 @@ def test_an_encoder_without_anything_to_learn_from_says_so(
     images = np.random.default_rng(0).integers(0, 256, (8, 20, 20), np.uint8)
     with pytest.raises(ValueError, match=message):
         SimCLREncoder(**changes).fit(images)
+
+
+def test_an_encoder_of_several_networks_has_all_their_features() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (8, 20, 20), np.uint8)
+    given: dict[str, Any] = {"pretext_steps": 1, "width": 4, "settings": SMALL, "random_state": 0}
+    one = SimCLREncoder("demo", **given).fit(images)
+    five = SimCLREncoder("ensemble", **given).fit(images)
+    assert five.transform(images).shape[1] == 5 * one.transform(images).shape[1]
+    assert len(five.get_feature_names_out()) == 5 * len(one.get_feature_names_out())
+
+
+def test_a_length_that_is_left_open_is_fitted_to_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (8, 20, 20), np.uint8)
+    monkeypatch.setattr(stages, "pretext_task", lambda _: 0)  # only how long it would be
+    encoder = SimCLREncoder(width=4, random_state=0).fit(images)
+    assert encoder.config_.pretext.steps == 60_000 // 2 // 8
