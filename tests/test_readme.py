@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -59,12 +60,22 @@ def test_every_command_runs(workplace: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_its_python_works(workplace: Path) -> None:
-    (code,) = blocks("python")
+    code, _ = blocks("python")
     settings = ", ".join(one.replace(".", "__") for one in SHORTENED)
     shortened = code.replace('recipe="fast")', f'recipe="fast", {settings})')
     assert shortened != code
     exec(compile(shortened, "README.md", "exec"), {})
     assert (workplace / "runs" / "mine" / "summary.json").exists()
+
+
+def test_its_scikit_learn_works() -> None:
+    _, code = blocks("python")
+    settings = dict(one.split("=") for one in SHORTENED)
+    shortened = code.replace('recipe="fast"', f'recipe="fast", settings={settings}')
+    assert shortened != code
+    names: dict[str, Any] = {}
+    exec(compile(shortened, "README.md", "exec"), names)
+    assert names["classifier"].predict(names["X_test"]).shape == names["y_test"].shape
 
 
 def test_its_links_lead_somewhere() -> None:

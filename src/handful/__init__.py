@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from handful.config import RunConfig
+    from handful.estimator import SimCLRClassifier, SimCLREncoder
     from handful.experiment import train
     from handful.images import ImageSet
     from handful.predictor import Predictor
@@ -20,12 +21,23 @@ if TYPE_CHECKING:
     load = Predictor.load
     __version__: str
 
-__all__ = ["ImageSet", "Predictor", "RunConfig", "__version__", "load", "train"]
+__all__ = [
+    "ImageSet",
+    "Predictor",
+    "RunConfig",
+    "SimCLRClassifier",
+    "SimCLREncoder",
+    "__version__",
+    "load",
+    "train",
+]
 
 _HOME = {
     "ImageSet": ("handful.images", "ImageSet"),
     "Predictor": ("handful.predictor", "Predictor"),
     "RunConfig": ("handful.config", "RunConfig"),
+    "SimCLRClassifier": ("handful.estimator", "SimCLRClassifier"),
+    "SimCLREncoder": ("handful.estimator", "SimCLREncoder"),
     "load": ("handful.predictor", "Predictor.load"),
     "train": ("handful.experiment", "train"),
 }

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
@@ -22,12 +22,18 @@ WEIGHTS = "weights.safetensors"
 META = "model.json"
 
 
-def save(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write `weights.safetensors` and `model.json` into `folder`, both or neither.
+class Packed(NamedTuple):
+    """The contents of the two files."""
+
+    weights: bytes
+    meta: bytes
+
+
+def pack(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Packed:
+    """What `save` writes, in memory.
 
     tensors: any shapes, dtypes, devices and memory formats; they come back contiguous on the CPU.
     meta: plain values that JSON holds. `format` and `weights_sha256` are added.
-    An earlier checkpoint in the same place is replaced whole. Raises OSError where it cannot write.
     """
     # clone: safetensors refuses tensors that share memory, such as views of one buffer
     weights = pack_tensors({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()})
@@ -37,12 +43,21 @@ def save(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return Packed(weights, text.encode())
+
+
+def save(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write `weights.safetensors` and `model.json`, as `pack` makes them, both or neither.
+
+    An earlier checkpoint in the same place is replaced whole. Raises OSError where it cannot write.
+    """
+    packed = pack(tensors, meta)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as aside:
         fresh = Path(aside) / "fresh"
         fresh.mkdir()
-        (fresh / WEIGHTS).write_bytes(weights)
-        (fresh / META).write_text(text, encoding="utf-8")
+        (fresh / WEIGHTS).write_bytes(packed.weights)
+        (fresh / META).write_bytes(packed.meta)
         _swap(fresh, folder, Path(aside) / "old")
 
 
@@ -69,13 +84,20 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     belong together, or where a newer version of handful wrote them.
     """
     try:
-        meta = json.loads((folder / META).read_text(encoding="utf-8"))
-        weights = (folder / WEIGHTS).read_bytes()
+        meta = (folder / META).read_bytes()
+        packed = Packed((folder / WEIGHTS).read_bytes(), meta)
     except FileNotFoundError as error:
         missing = Path(str(error.filename)).name
         raise ValueError(f"no model in {folder}: {missing} is missing") from None
     except OSError as error:
         raise ValueError(f"cannot read the model in {folder}: {error.strerror}") from None
+    return unpack(packed, folder)
+
+
+def unpack(packed: Packed, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The inverse of `pack`. Raises ValueError as `load` does; folder: where messages say it is."""
+    try:
+        meta = json.loads(packed.meta.decode("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{folder / META} is damaged: {error}") from None
     if not isinstance(meta, dict) or "format" not in meta:
@@ -85,12 +107,12 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{folder} has model format {meta['format']}, this handful reads {FORMAT}: "
             "install the version of handful that wrote it"
         )
-    if hashlib.sha256(weights).hexdigest() != meta.get("weights_sha256"):
+    if hashlib.sha256(packed.weights).hexdigest() != meta.get("weights_sha256"):
         raise ValueError(
             f"{folder / WEIGHTS} is damaged or belongs to another {META}: "
             "copy the whole folder again"
         )
     try:
-        return parse_tensors(weights), meta
+        return parse_tensors(packed.weights), meta
     except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS} is damaged: {error}") from None

@@ -15,9 +15,9 @@ from handful.config import RunConfig, flat
 from handful.exhibits import Arrays
 from handful.images import ImageSet
 from handful.networks import AnyEncoder, Encoder, ProjectionHead
-from handful.partition import Partition, partition
+from handful.partition import Partition
 from handful.predictor import Predictor
-from handful.recipes import recipe_for, sized, suited
+from handful.recipes import recipe_for
 from handful.splits import batches_per_epoch
 from handful.stages import Member, Row, Session, Trained
 
@@ -89,10 +89,7 @@ def run(
     dataset = datasets.load(config.data, on_row)
     for note in dataset.notes:
         say(note)
-    # the kind of images is a choice like others: made by labelled ones that no test will use
-    config = suited(config, partition(_without_copies(config), dataset).final, chosen)
-    parts = partition(config, dataset)
-    config = sized(config, len(parts.final), len(parts.pretext))
+    config, parts = stages.planned(config, dataset, chosen)
     folder = runs.RunFolder(out)
     session = Session(config, device, dataset, parts, folder, on_row, say)
     # before the folder is claimed: a network that cannot be built leaves none behind
@@ -110,10 +107,6 @@ def run(
     report.write(folder, summary)
     folder.write_summary(summary)
     return Run(out, folder.summary())
-
-
-def _without_copies(config: RunConfig) -> RunConfig:
-    return config.updated({"data.copies": 0})
 
 
 def _carry_out(session: Session, members: Sequence[Member]) -> tuple[dict[str, Any], Arrays]:
@@ -145,6 +138,7 @@ def _carry_out(session: Session, members: Sequence[Member]) -> tuple[dict[str, A
         # the map is of the encoder that was tested; another one's h has no place on it
         arrays.pop("map_h", None)
         predictor = stages.kept(members, trained)
+    assert session.folder is not None
     predictor.save(session.folder.model)
     return summary, arrays
 

@@ -270,6 +270,13 @@ class Predictor:
 
     def save(self, folder: Path | str) -> None:
         """Write `weights.safetensors` and `model.json`, which `load` reads."""
+        checkpoints.save(Path(folder), *self._contents())
+
+    def packed(self) -> checkpoints.Packed:
+        """What `save` writes, in memory: `unpacked` reads it."""
+        return checkpoints.pack(*self._contents())
+
+    def _contents(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {f"encoder.{name}": t for name, t in self.encoder.state_dict().items()}
         tensors |= {f"head.{name}": t for name, t in self.head.state_dict().items()}
         if self.familiar is not None:
@@ -284,7 +291,7 @@ class Predictor:
             "evidence": self.evidence and self.evidence.as_dict(),
             "versions": devices.versions(),
         }
-        checkpoints.save(Path(folder), tensors, meta)
+        return tensors, meta
 
     @classmethod
     def load(cls, folder: Path | str, device: str = "auto") -> Predictor:
@@ -301,7 +308,18 @@ class Predictor:
             raise ValueError(
                 f"no model in {folder}: expected the run folder of a finished `handful train`"
             )
-        tensors, meta = checkpoints.load(place)
+        return cls._on(device, *checkpoints.load(place), place)
+
+    @classmethod
+    def unpacked(cls, packed: checkpoints.Packed, device: str = "auto") -> Predictor:
+        """The inverse of `packed`. Raises ValueError as `load` does."""
+        place = Path("the packed model")
+        return cls._on(device, *checkpoints.unpack(packed, place), place)
+
+    @classmethod
+    def _on(
+        cls, device: str, tensors: dict[str, Tensor], meta: dict[str, Any], place: Path
+    ) -> Predictor:
         target = devices.choose(device)
         try:
             predictor = cls._built(tensors, meta)

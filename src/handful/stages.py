@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
@@ -24,9 +24,10 @@ from handful.exhibits import Arrays
 from handful.finetune import finetune
 from handful.images import ImageSet
 from handful.networks import AnyEncoder, Encoder, ProjectionHead, classifier_head
-from handful.partition import Partition
+from handful.partition import Partition, partition
 from handful.predictor import Predictor
 from handful.pretrain import pretrain
+from handful.recipes import sized, suited
 from handful.runs import RunFolder
 from handful.splits import batches_per_epoch, folds
 from handful.wording import duration
@@ -58,7 +59,8 @@ class Session:
     device: torch.device
     dataset: Dataset
     parts: Partition
-    folder: RunFolder
+    folder: RunFolder | None
+    """Where its files go; None leaves none anywhere."""
     show: Callable[[Row], None]
     say: Callable[[str], None]
     member: int = 0
@@ -69,7 +71,8 @@ class Session:
 
     def on_row(self, row: Row) -> None:
         row = row | {"member": self.member} if self.member else row
-        self.folder.append(row)
+        if self.folder is not None:
+            self.folder.append(row)
         self.show(row)
 
     @contextmanager
@@ -89,6 +92,20 @@ class Session:
     def suffix(self) -> str:
         """Of a name that each member has one of."""
         return f"-{self.member}" if self.member else ""
+
+
+def planned(
+    config: RunConfig, dataset: Dataset, chosen: Collection[str] = ()
+) -> tuple[RunConfig, Partition]:
+    """Who may look at which images, and the configuration with what was left open fitted to them.
+
+    chosen: dotted keys that somebody set; fitting the views to the images leaves these alone.
+    """
+    first = partition(config.updated({"data.copies": 0}), dataset)
+    # the kind of images is a choice like others: made by labelled ones that no test will use
+    config = suited(config, first.final if len(first.final) else first.pretext, chosen)
+    parts = partition(config, dataset)
+    return sized(config, len(parts.final), len(parts.pretext)), parts
 
 
 class Member(NamedTuple):
@@ -152,9 +169,9 @@ def pretext_task(member: Member) -> int:
             "seconds": time.perf_counter() - began,
         }
         _keep(place, network, meta, session)
-    checkpoints.save(
-        session.folder.checkpoints / f"pretext{session.suffix}", network.state_dict(), meta
-    )
+    if session.folder is not None:
+        kept = session.folder.checkpoints / f"pretext{session.suffix}"
+        checkpoints.save(kept, network.state_dict(), meta)
     return int(meta["encoded"])
 
 
@@ -228,6 +245,22 @@ def train_classifier(members: Sequence[Member]) -> Trained:
     Members are left as the pretext task left them.
     """
     return _together([_with_its_length(member) for member in members])
+
+
+def representation(members: Sequence[Member]) -> Trained:
+    """What the pretext task trained, with a classifier that knows nothing."""
+    return _together(
+        [
+            Trained(encoder, _first_classifier(session, encoder), 1.0, None, 0, 0)
+            for session, _, encoder, _ in members
+        ]
+    )
+
+
+def _first_classifier(session: Session, encoder: Encoder) -> nn.Linear:
+    with _seeded(session.generator("classifier")):
+        classifier = classifier_head(encoder.dim, len(session.parts.final.class_names))
+    return classifier.to(session.device)
 
 
 def _together(trained: Sequence[Trained]) -> Trained:
@@ -327,8 +360,7 @@ def _fitted(
 ) -> Trained:
     """One downstream training from copies of `encoder` and `head`."""
     encoder, head = deepcopy(encoder), deepcopy(head)
-    with _seeded(session.generator("classifier")):
-        classifier = classifier_head(encoder.dim, len(images.class_names)).to(session.device)
+    classifier = _first_classifier(session, encoder)
     with session.stage(stage):
         length = finetune(
             encoder,
@@ -377,6 +409,7 @@ def score(
     session: Session, predictor: Predictor, test: ImageSet
 ) -> tuple[dict[str, Any], Arrays, Tensor]:
     """Open the test images, once: figures, arrays, and which answers are right, bool (T,)."""
+    assert session.folder is not None
     logits, distances = predictor.answers(test)
     found = metrics.evaluate(logits, test.labels)
     probabilities = logits.double().softmax(1)
