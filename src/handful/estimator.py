@@ -22,11 +22,11 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from handful import devices, stages
-from handful.layouts import Array, Layout, Shape, framed
 from handful.checkpoints import Packed
 from handful.config import RunConfig, flat
 from handful.datasets import Dataset
 from handful.images import UNLABELLED, ImageSet
+from handful.layouts import Array, Layout, Shape, framed
 from handful.pictures import Preparation, is_prepared_digit
 from handful.predictor import Predictor
 from handful.recipes import recipe_for
