@@ -37,7 +37,7 @@ class Variant(NamedTuple):
     about: str
     changes: tuple[str, ...] = ()
     without: str | None = None
-    """The variant that lacks its contrast alone."""
+    """The variant that lacks its contrast alone, or its column."""
 
     @property
     def settings(self) -> list[str]:
@@ -141,6 +141,21 @@ VARIANTS: dict[str, Variant] = {
     "wider, nt_xent first, unlabelled": Variant(
         "that on all 50,000 images, with label or without",
         ("data.unlabelled=true", *_two_stages("nt_xent", 1 / 3, SMALL_BATCH), *WIDER),
+        without="wider",
+    ),
+    "wider, upright": Variant(
+        "of images that are centred and whose slant is taken out",
+        (SMALL[0], *WIDER, 'network.columns=["upright"]'),
+        without="wider",
+    ),
+    "wider, harmonic": Variant(
+        "with first filters that are mixed of cosines",
+        (SMALL[0], *WIDER, 'network.columns=["harmonic"]'),
+        without="wider",
+    ),
+    "wider, upright harmonic": Variant(
+        "with both",
+        (SMALL[0], *WIDER, 'network.columns=["upright_harmonic"]'),
         without="wider",
     ),
     "no average": Variant("the weights themselves", ("downstream.ema=0.0",)),
@@ -265,8 +280,9 @@ labels drawn from training images 0–49,999, accuracy in per cent on training i
 seed 0; the test files stay shut. Such figures choose recipes and are no results.
 
 Every variant sends as many images through the encoder in training and makes one change, or two, in
-the base. *Gain* is the paired difference to the base over draws; *over no contrast* that to the
-same training without contrast, whose images go to cross-entropy instead: mean ± standard deviation
+the base. *Gain* is the paired difference to the base over draws; *over the same without* that to
+the same training without contrast, whose images go to cross-entropy instead, or of a `wider` one
+without what its name adds: mean ± standard deviation
 (95 % interval of the mean, Student's t). Draws are few: only what stands clear of zero says
 something.
 
@@ -277,7 +293,7 @@ The base is `fast` with {base}.
 Repeat: `python -m benchmarks.ablation run DIR --per-class 50 --draws 0-3`, and the same with
 `--per-class 10 --draws 0-1`, DIR with the four idx files.
 """
-_HEAD = """| variant | what it is | draws | accuracy | single view | gain | over no contrast |
+_HEAD = """| variant | what it is | draws | accuracy | single view | gain | over the same without |
 |---|---|---|---|---|---|---|"""
 
 

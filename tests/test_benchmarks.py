@@ -298,12 +298,13 @@ def test_an_ablation_names_who_had_more_images() -> None:
     assert "but for" not in ablation.page([ablated("base", 0, 0.9)])
 
 
-def test_what_a_contrast_is_compared_with_lacks_nothing_else() -> None:
+def test_what_a_contrast_or_a_column_is_compared_with_lacks_nothing_else() -> None:
+    column = {"network.columns"}
     of_contrast = {"pretext.loss", "pretext.steps", "downstream.contrast", "data.unlabelled"}
     of_its_images = {"downstream.steps", "downstream.batch_size"}
 
     def others(variant: ablation.Variant) -> list[str]:
-        left_out = of_contrast | of_its_images
+        left_out = of_contrast | of_its_images | column
         return [one for one in variant.changes if one.split("=")[0] not in left_out]
 
     for name, variant in ablation.VARIANTS.items():
