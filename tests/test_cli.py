@@ -286,6 +286,7 @@ def test_a_file_names_its_recipe(tmp_path: Path) -> None:
         (["predict", "/no/run", "a.png"], "/no/run"),
         (["predict", "/no/run"], "FILES"),
         (["predict", "/no/run", "a.png", "--json", "--csv"], "exclude each other"),
+        (["predict", "/no/run", "a.png", "--jsonl", "--csv"], "--jsonl and --csv exclude"),
         (["embed", "/no/run", "mnist50", "--out", "x.npz"], "/no/run"),
         (["embed", "/no/run", "mnist50"], "--out"),
         (["plot", "/no/run"], "/no/run"),
@@ -686,6 +687,22 @@ def test_predict_as_csv(command: Any, untrained: Path, mixed: Path) -> None:
     assert float(good["probability_2"]) <= float(good["probability"]) <= 1
     assert (good["error"], bad["class"]) == ("", "")
     assert bad["error"]
+
+
+def test_predict_takes_paths_from_standard_input_and_patterns(
+    command: Any, untrained: Path, mixed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{mixed / 'img10.png'}\n\n{mixed}\n"))
+    ended = command("predict", untrained, mixed / "**" / "*.png", "-", "--jsonl")
+    records = [json.loads(line) for line in ended.out.splitlines()]
+    names = [Path(record["file"]).name for record in records]
+    assert names == ["a.png", "img10.png", "img10.png", "a.png", "img2.jpg", "img10.png"]
+    assert records[0] == records[3]
+    assert ended.code == 2
+    assert ended.err.splitlines()[-1] == "handful: 1 of 6 files could not be read"
+    nothing = command("predict", untrained, mixed / "*.webp")
+    assert f"no file matches {mixed / '*.webp'}" in only_line(nothing)
+    assert nothing.code == 2
 
 
 def test_predict_for_people(command: Any, untrained: Path, mixed: Path) -> None:

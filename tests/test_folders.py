@@ -87,3 +87,13 @@ def test_spread_samples_evenly() -> None:
     assert len(many) == folders.SAMPLED
     assert (many[0], many[-1]) == (0, 9999)
     assert np.ptp(np.diff(many)) <= 1
+
+
+def test_a_pattern_matches_files_in_natural_order(tmp_path: Path) -> None:
+    paths = pictures(tmp_path, 11, (4, 4))
+    (tmp_path / "folder.png").mkdir()
+    assert folders.matching(tmp_path / "*.png") == paths
+    assert folders.matching(tmp_path / "[12].png") == paths[1:3]
+    assert folders.matching(tmp_path / "no.png") == [tmp_path / "no.png"]
+    with pytest.raises(ValueError, match=r"no file matches .*folder\.\*"):
+        folders.matching(tmp_path / "folder.*")

@@ -2,7 +2,8 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -152,15 +153,17 @@ def test_an_evaluation_has_a_line_a_class() -> None:
     assert lines[-1].split() == ["dog", "2", "66.7", "%", "100.0", "%", "80.0", "%"]
 
 
-@pytest.mark.parametrize("show", [screen.answers, screen.answers_json, screen.answers_csv])
-def test_a_model_of_two_classes_has_fewer_candidates(
-    show: Callable[[list[Answer]], str],
-) -> None:
+SHOWN = [screen.answers, screen.answers_json, screen.answers_jsonl, screen.answers_csv]
+Show = Callable[[Iterable[Answer], float], Iterator[str]]
+
+
+@pytest.mark.parametrize("show", SHOWN)
+def test_a_model_of_two_classes_has_fewer_candidates(show: Show) -> None:
     answers = [
         Answer(Path("a.png"), (("cat", 0.75), ("dog", 0.25))),
         Answer(Path("b.png"), error="the file is empty"),
     ]
-    text = show(answers)
+    text = "\n".join(show(answers, 0.0))
     assert text == text.strip()
     assert "cat" in text
     assert "dog" in text
@@ -171,6 +174,29 @@ def test_a_model_of_two_classes_has_fewer_candidates(
         assert [line.count(",") for line in io.StringIO(text)] == [9, 9, 9]
 
 
+@pytest.mark.parametrize("show", [screen.answers_jsonl, screen.answers_csv])
+def test_lines_for_programs_are_told_as_answers_come(show: Show) -> None:
+    asked = 0
+
+    def endless() -> Iterator[Answer]:
+        nonlocal asked
+        while True:
+            asked += 1
+            yield Answer(Path("name, with a comma.png"), (("cat", 0.75), ("dog", 0.25)))
+
+    lines = list(islice(show(endless(), 0.0), 4))
+    assert asked == 4 - (show is screen.answers_csv)  # it has a head
+    assert lines[2] == lines[3]
+    if show is screen.answers_csv:
+        assert next(csv.reader(lines[1:2]))[0] == "name, with a comma.png"
+
+
+def test_lines_of_json_are_the_objects_of_the_array() -> None:
+    (array,) = screen.answers_json(ANSWERS, 0.8)
+    lines = list(screen.answers_jsonl(ANSWERS, 0.8))
+    assert [json.loads(line) for line in lines] == json.loads(array)
+
+
 ANSWERS = [
     Answer(Path("sure.png"), (("cat", 0.99), ("dog", 0.01)), 0.4),
     Answer(Path("unsure.png"), (("dog", 0.55), ("cat", 0.45)), 2.5),
@@ -178,21 +204,21 @@ ANSWERS = [
 
 
 def test_an_unsure_answer_names_no_class_and_a_stranger_is_marked() -> None:
-    _, sure, unsure = screen.answers(ANSWERS, 0.8).splitlines()
+    _, sure, unsure = "\n".join(screen.answers(ANSWERS, 0.8)).splitlines()
     assert sure.split()[1] == "cat"
     assert "unlike" not in sure
     assert unsure.split()[1] == "–"
     assert "unsure: dog 55.0 %, cat 45.0 %" in unsure
     assert "unlike the labelled images (2.50 times the usual distance)" in unsure
-    assert "dog" in screen.answers(ANSWERS).splitlines()[2].split()[1]
+    assert "dog" in "\n".join(screen.answers(ANSWERS)).splitlines()[2].split()[1]
 
 
 def test_an_unsure_answer_is_none_for_programs() -> None:
-    sure, unsure = json.loads(screen.answers_json(ANSWERS, 0.8))
+    sure, unsure = json.loads("".join(screen.answers_json(ANSWERS, 0.8)))
     assert (sure["class"], sure["unsure"], sure["distance"]) == ("cat", False, 0.4)
     assert (unsure["class"], unsure["unsure"], unsure["probability"]) == (None, True, 0.55)
     assert [one["class"] for one in unsure["candidates"]] == ["dog", "cat"]
-    head, sure, unsure = csv.reader(io.StringIO(screen.answers_csv(ANSWERS, 0.8)))
+    head, sure, unsure = csv.reader(screen.answers_csv(ANSWERS, 0.8))
     row = dict(zip(head, unsure, strict=True))
     told = (row["class"], row["distance"], row["unsure"], row["error"])
     assert told == ("", "2.500", "dog", "")

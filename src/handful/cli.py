@@ -213,10 +213,18 @@ def evaluate(
 def predict(
     run: Run,
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILES", help="Images, or folders of images.")
+        list[Path],
+        typer.Argument(
+            metavar="FILES",
+            help="Images, folders of images, patterns such as 'scans/*.png', or - for paths on "
+            "standard input, one a line.",
+        ),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
+    as_jsonl: Annotated[
+        bool, typer.Option("--jsonl", help="Print JSON, a line a file as it comes.")
+    ] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, as it comes.")] = False,
     abstain: Annotated[
         float | None,
         typer.Option(
@@ -235,8 +243,17 @@ def predict(
     A file that cannot be read gets a row with the reason; the others are answered all the same,
     and the exit code is 2.
     """
-    if as_json and as_csv:
-        raise ValueError("--json and --csv exclude each other: leave one out")
+    shown = screen.answers
+    forms = {
+        "--json": (as_json, screen.answers_json),
+        "--jsonl": (as_jsonl, screen.answers_jsonl),
+        "--csv": (as_csv, screen.answers_csv),
+    }
+    asked = [name for name, (wanted, _) in forms.items() if wanted]
+    if len(asked) > 1:
+        raise ValueError(f"{' and '.join(asked)} exclude each other: leave one out")
+    if asked:
+        _, shown = forms[asked[0]]
     from handful import folders
     from handful.predictor import Predictor
 
@@ -247,7 +264,6 @@ def predict(
         least = limits.threshold
         _note(screen.abstention(limits))
     paths = list(expand(files))
-    shown = screen.answers_json if as_json else screen.answers_csv if as_csv else screen.answers
     unreadable, began = 0, time.monotonic()
 
     def answers() -> Iterator[Answer]:  # told as they come: all of them would fill the memory
@@ -259,9 +275,11 @@ def predict(
                 progress.row(done | {"seconds": time.monotonic() - began})
             yield answer
 
-    with screen.progress(quiet=len(paths) < folders.MANY) as progress:
-        text = shown(answers(), least)
-    typer.echo(text)
+    # where lines come one by one they are the progress
+    quiet = len(paths) < folders.MANY or (sys.stdout.isatty() and (as_jsonl or as_csv))
+    with screen.progress(quiet=quiet) as progress:
+        for text in shown(answers(), least):
+            typer.echo(text)
     if unreadable:
         raise ValueError(f"{unreadable} of {len(paths)} files could not be read")
 
@@ -444,14 +462,19 @@ def default_out(settings: RunConfig) -> Path:
 def expand(given: Iterable[Path]) -> Iterator[Path]:
     """Files as they are; of a folder the pictures in it and below it, in natural order.
 
-    Other files in a folder are left out, with a note on stderr. Raises ValueError for a folder
-    without pictures.
+    `-` stands for the paths on standard input, one a line; what is no file and has * or ? or [ for
+    all files that match. Other files in a folder are left out, with a note on stderr. Raises
+    ValueError for a folder without pictures and for a pattern that nothing matches.
     """
     from handful import folders
 
     for path in given:
+        if str(path) == "-":
+            lines = (line.rstrip("\r\n") for line in sys.stdin)
+            yield from expand(Path(line) for line in lines if line)
+            continue
         if not path.is_dir():
-            yield path
+            yield from [path] if path.exists() else folders.matching(path)
             continue
         others = folders.other_files(path)
         if others:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import time
@@ -63,6 +64,21 @@ def files(folder: Path) -> list[Path]:
 def pictures(folder: Path) -> list[Path]:
     """Every picture file in a folder and below it, in natural order."""
     return [path for path in files(folder) if path.suffix.lower() in PICTURES]
+
+
+def matching(pattern: Path) -> list[Path]:
+    """The files that a pattern with *, ? or [ matches, in natural order; else the path itself.
+
+    Raises ValueError where a pattern matches none.
+    """
+    if not glob.has_magic(str(pattern)):
+        return [pattern]
+    # Path.glob takes no absolute pattern
+    matches = map(Path, glob.iglob(str(pattern), recursive=True))  # noqa: PTH207
+    found = [path for path in matches if path.is_file()]
+    if not found:
+        raise ValueError(f"no file matches {pattern}")
+    return sorted(found, key=lambda path: [(_natural(part), part) for part in path.parts])
 
 
 def other_files(folder: Path) -> str:

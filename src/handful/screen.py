@@ -7,7 +7,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -285,8 +285,8 @@ def evaluation(found: Mapping[str, Any]) -> str:
     return f"{table(figures)}\n\n{table([('class', 'images', *rates), *classes])}"
 
 
-def answers(found: Iterable[Answer], least: float = 0.0) -> str:
-    """`predict`: a line a file, the class first and the next candidates after it.
+def answers(found: Iterable[Answer], least: float = 0.0) -> Iterator[str]:
+    """`predict`: a line a file, the class first and the next candidates after it, all at once.
 
     least: probability below which no class is named.
     """
@@ -302,7 +302,7 @@ def answers(found: Iterable[Answer], least: float = 0.0) -> str:
         if _strange(answer):
             rest += f"; unlike the labelled images ({answer.distance:.2f} times the usual distance)"
         body.append([str(answer.path), best, percent(share), rest])
-    return table(body)
+    yield table(body)
 
 
 def _named(ranking: Iterable[tuple[str, float]]) -> str:
@@ -313,39 +313,42 @@ def _strange(answer: Answer) -> bool:
     return answer.distance is not None and answer.distance > 1
 
 
-def answers_json(found: Iterable[Answer], least: float = 0.0) -> str:
-    """`predict --json`: an array with an object a file, with `error` instead of a class.
+def answers_json(found: Iterable[Answer], least: float = 0.0) -> Iterator[str]:
+    """`predict --json`: one array of what `_record` makes of each file."""
+    yield as_json([_record(answer, least) for answer in found])
+
+
+def answers_jsonl(found: Iterable[Answer], least: float = 0.0) -> Iterator[str]:
+    """`predict --jsonl`: a line a file as it comes, the same objects."""
+    for answer in found:
+        yield json.dumps(_record(answer, least), ensure_ascii=False)
+
+
+def _record(answer: Answer, least: float) -> dict[str, Any]:
+    """An answer as an object, with `error` instead of a class where there is none.
 
     Below the probability `least` the class is null and `unsure` is true. `distance` is the one to
     the labelled images, above 1 where an image is unlike all of them, null where none is known.
     """
-    records: list[dict[str, Any]] = []
-    for answer in found:
-        record: dict[str, Any] = {"file": str(answer.path)}
-        if answer.error is not None:
-            records.append(record | {"error": answer.error})
-            continue
-        best, *others = (
-            {"class": name, "probability": p} for name, p in answer.ranking[:CANDIDATES]
-        )
-        if answer.ranking[0][1] < least:
-            others, best = [best, *others], {"class": None, "probability": best["probability"]}
-        doubt = {"unsure": best["class"] is None, "distance": answer.distance}
-        records.append(record | best | doubt | {"candidates": others})
-    return as_json(records)
+    record: dict[str, Any] = {"file": str(answer.path)}
+    if answer.error is not None:
+        return record | {"error": answer.error}
+    best, *others = ({"class": name, "probability": p} for name, p in answer.ranking[:CANDIDATES])
+    if answer.ranking[0][1] < least:
+        others, best = [best, *others], {"class": None, "probability": best["probability"]}
+    doubt = {"unsure": best["class"] is None, "distance": answer.distance}
+    return record | best | doubt | {"candidates": others}
 
 
-def answers_csv(found: Iterable[Answer], least: float = 0.0) -> str:
-    """`predict --csv`: a head and a row a file; `error` is empty where the file could be read.
+def answers_csv(found: Iterable[Answer], least: float = 0.0) -> Iterator[str]:
+    """`predict --csv`: a head, and a row a file as it comes; `error` is empty where there is none.
 
     Below the probability `least` the class is empty, and `unsure` names the candidate.
     """
     columns = ["file", "class", "probability"]
     for place in range(2, CANDIDATES + 1):
         columns += [f"class_{place}", f"probability_{place}"]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*columns, "distance", "unsure", "error"])
+    yield _csv_row([*columns, "distance", "unsure", "error"])
     for answer in found:
         cells = [cell for name, p in answer.ranking[:CANDIDATES] for cell in (name, f"{p:.6f}")]
         cells += [""] * (2 * CANDIDATES - len(cells))
@@ -353,8 +356,13 @@ def answers_csv(found: Iterable[Answer], least: float = 0.0) -> str:
         unsure = ""
         if answer.ranking and answer.ranking[0][1] < least:
             unsure, cells[0] = cells[0], ""
-        writer.writerow([answer.path, *cells, distance, unsure, answer.error or ""])
-    return text.getvalue().rstrip("\n")
+        yield _csv_row([str(answer.path), *cells, distance, unsure, answer.error or ""])
+
+
+def _csv_row(cells: Sequence[str]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(cells)
+    return text.getvalue()
 
 
 def abstention(found: Abstention) -> str:
