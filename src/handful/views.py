@@ -54,16 +54,24 @@ def warp(
     field: (N, H, W, 2), added to the place that is read, in the same units.
     Outside the image is black (`zeros`) or its mirror image (`reflection`).
     """
-    height, width = x.shape[2:]
+    grid = _grid(matrix, shift, x.shape[2], x.shape[3])
+    if field is not None:
+        grid += field
+    return _sampled(x, grid, padding)
+
+
+def _grid(matrix: Tensor, shift: Tensor, height: int, width: int) -> Tensor:
+    """Where each pixel of an affine map is read, (N, H, W, 2): places as `grid_sample` has them."""
     inverse = _inverse(matrix)
     offset = -(inverse @ shift[:, :, None])
     affine_part = torch.cat([inverse, offset], 2).view(-1, 6)
     # one product makes the whole grid, far faster than many small ones, image by image
-    grid = affine_part @ _pixel_basis(height, width, x.device)
-    grid = grid.view(-1, height, width, 2)
-    if field is not None:
-        grid += field
-    grid = grid.expand(len(x), -1, -1, -1)
+    grid = affine_part @ _pixel_basis(height, width, matrix.device)
+    return grid.view(-1, height, width, 2)
+
+
+def _sampled(x: Tensor, grid: Tensor, padding: str = "zeros") -> Tensor:
+    grid = grid.expand(x.shape[0], -1, -1, -1)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode=padding, align_corners=False)
 
 
@@ -322,14 +330,25 @@ def test_views(x: Tensor, count: int) -> Tensor:
     The first is the image itself; the others turn, scale, slant and shift it a little, all images
     alike, so that an image's prediction does not depend on its neighbours in a batch.
     """
+    grids = test_grids(count, x.shape[2], x.shape[3], x.device)
+    return torch.stack([x, *through(grids, x)])
+
+
+def test_grids(count: int, height: int, width: int, device: torch.device) -> Tensor:
+    """Where the test views after the first read an image: (count - 1, H, W, 2)."""
     generator = torch.Generator().manual_seed(0)
-    views = [x]
+    grids = [torch.empty(0, height, width, 2, device=device)]
     for _ in range(count - 1):
         matrix = affine(
             _uniform((1,), generator) * math.radians(8),
             _uniform((1, 2), generator) * 0.08,
             _uniform((1,), generator) * 0.1,
-        ).to(x.device)
-        shift = (_uniform((1, 2), generator) * 0.08).to(x.device)
-        views.append(warp(x, matrix, shift))
-    return torch.stack(views)
+        ).to(device)
+        shift = (_uniform((1, 2), generator) * 0.08).to(device)
+        grids.append(_grid(matrix, shift, height, width))
+    return torch.cat(grids)
+
+
+def through(grids: Tensor, x: Tensor) -> list[Tensor]:
+    """A view of all images through each of the grids (V, H, W, 2): V of float (N, C, H, W)."""
+    return [_sampled(x, grid) for grid in grids]
