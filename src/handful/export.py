@@ -138,7 +138,7 @@ def export(
             found = _checked(model, fresh, path)
             fresh.replace(path)
     except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror}") from None
+        raise ValueError(f"cannot write {path}: {error.strerror or error}") from None
     return found
 
 
