@@ -173,7 +173,17 @@ def test_what_needs_no_torch_imports_none(arguments: list[str]) -> None:
 def test_help_names_every_command(command: Any) -> None:
     ended = command("--help")
     assert ended.code == 0
-    for name in ("train", "evaluate", "predict", "embed", "plot", "data", "recipes", "version"):
+    for name in (
+        "train",
+        "evaluate",
+        "predict",
+        "embed",
+        "export",
+        "plot",
+        "data",
+        "recipes",
+        "version",
+    ):
         assert f" {name} " in ended.out
     assert command() == ended
 
@@ -289,6 +299,8 @@ def test_a_file_names_its_recipe(tmp_path: Path) -> None:
         (["predict", "/no/run", "a.png", "--jsonl", "--csv"], "--jsonl and --csv exclude"),
         (["embed", "/no/run", "mnist50", "--out", "x.npz"], "/no/run"),
         (["embed", "/no/run", "mnist50"], "--out"),
+        (["export", "/no/run"], "/no/run"),
+        (["export", "/no/run", "--format", "tflite"], "tflite"),
         (["plot", "/no/run"], "/no/run"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

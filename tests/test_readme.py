@@ -48,7 +48,7 @@ def workplace(bundled: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_every_command_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = commands()
-    expected = {"train", "predict", "evaluate", "embed", "plot", "bench", "learn-curve"}
+    expected = {"train", "predict", "evaluate", "embed", "plot", "export", "bench", "learn-curve"}
     assert {words[1] for words in found} >= expected
     for words in found:
         trains = words[1] in ("train", "bench", "learn-curve")

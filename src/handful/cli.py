@@ -300,6 +300,32 @@ def embed(
 
 
 @app.command()
+def export(
+    run: Run,
+    form: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="onnx, the only one so far.")
+    ] = "onnx",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="File to write.", show_default="model.onnx in RUN's model folder"
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file that is there.")
+    ] = False,
+) -> None:
+    """Write the model as one file that answers as `handful predict` does, without torch.
+
+    It takes pixels: what a picture must go through first is described in its metadata. It counts as
+    written once ONNX Runtime gives the answers of PyTorch on 1,000 images.
+    """
+    from handful import export as exports
+
+    typer.echo(screen.exported(exports.export(run, form, out, overwrite=overwrite)))
+
+
+@app.command()
 def plot(run: Run) -> None:
     """Draw the figures and the report of a run again."""
     from handful import report

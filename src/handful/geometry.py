@@ -24,16 +24,27 @@ def warp(
     field: (N, H, W, 2), added to the place that is read, in the same units.
     Outside the image is black (`zeros`) or its mirror image (`reflection`).
     """
-    height, width = x.shape[2:]
+    grid = places_read(matrix, shift, x.shape[2], x.shape[3])
+    if field is not None:
+        grid += field
+    return sampled(x, grid, padding)
+
+
+def places_read(matrix: Tensor, shift: Tensor, height: int, width: int) -> Tensor:
+    """Where each pixel of an affine map is read, (N, H, W, 2), in the units of `warp`."""
     inverse = _inverse(matrix)
     offset = -(inverse @ shift[:, :, None])
     affine_part = torch.cat([inverse, offset], 2).view(-1, 6)
+    # what is made while a graph is traced must not be kept
+    basis = _pixel_basis.__wrapped__ if torch.compiler.is_compiling() else _pixel_basis
     # one product makes the whole grid, far faster than many small ones, image by image
-    grid = affine_part @ _pixel_basis(height, width, x.device)
-    grid = grid.view(-1, height, width, 2)
-    if field is not None:
-        grid += field
-    grid = grid.expand(len(x), -1, -1, -1)
+    grid = affine_part @ basis(height, width, matrix.device)
+    return grid.view(-1, height, width, 2)
+
+
+def sampled(x: Tensor, grid: Tensor, padding: str = "zeros") -> Tensor:
+    """Images (N, C, H, W) read at the places of a grid, one for each or one for all."""
+    grid = grid.expand(x.shape[0], -1, -1, -1)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode=padding, align_corners=False)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from handful.confidence import Abstention
     from handful.efficiency import Point
+    from handful.export import Exported
     from handful.forecast import Forecast
     from handful.predictor import Answer
 
@@ -378,6 +379,15 @@ def abstention(found: Abstention) -> str:
     if found.threshold > 1:
         return f"no probability is enough for an answer; {vouched}{short}"
     return f"answers from a probability of {least} on; {vouched}{short}"
+
+
+def exported(found: Exported) -> str:
+    """`export`: the file, and how it compared with PyTorch."""
+    left_out = f" ({found.edge:,} left out: rounding decides there)" if found.edge else ""
+    return (
+        f"{found.path}\nchecked on {found.images:,} {found.of}{left_out}: same classes as PyTorch, "
+        f"probabilities differ by at most {found.difference:.1g}"
+    )
 
 
 def as_json(value: Any) -> str:

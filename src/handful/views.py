@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from handful.config import ViewsConfig
-from handful.geometry import affine, warp
+from handful.geometry import affine, places_read, sampled, warp
 from handful.images import ImageSet, to_float
 
 KNOT_WIDTH = 0.7
@@ -261,14 +261,25 @@ def test_views(x: Tensor, count: int) -> Tensor:
     The first is the image itself; the others turn, scale, slant and shift it a little, all images
     alike, so that an image's prediction does not depend on its neighbours in a batch.
     """
+    grids = test_grids(count, x.shape[2], x.shape[3], x.device)
+    return torch.stack([x, *through(grids, x)])
+
+
+def test_grids(count: int, height: int, width: int, device: torch.device) -> Tensor:
+    """Where the test views after the first read an image: (count - 1, H, W, 2)."""
     generator = torch.Generator().manual_seed(0)
-    views = [x]
+    grids = [torch.empty(0, height, width, 2, device=device)]
     for _ in range(count - 1):
         matrix = affine(
             _uniform((1,), generator) * math.radians(8),
             _uniform((1, 2), generator) * 0.08,
             _uniform((1,), generator) * 0.1,
-        ).to(x.device)
-        shift = (_uniform((1, 2), generator) * 0.08).to(x.device)
-        views.append(warp(x, matrix, shift))
-    return torch.stack(views)
+        ).to(device)
+        shift = (_uniform((1, 2), generator) * 0.08).to(device)
+        grids.append(places_read(matrix, shift, height, width))
+    return torch.cat(grids)
+
+
+def through(grids: Tensor, x: Tensor) -> list[Tensor]:
+    """A view of all images through each of the grids (V, H, W, 2): V of float (N, C, H, W)."""
+    return [sampled(x, grid) for grid in grids]
