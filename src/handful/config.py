@@ -31,7 +31,7 @@ class DataConfig(Frozen):
     """Which images, which of them are labelled, and what is held out."""
 
     source: str = "mnist50"
-    """`mnist50`, a directory of idx files, or a folder of class folders."""
+    """`mnist50`, or a folder, table, file of arrays or archive, as `handful train --help` says."""
     per_class: Count | None = None
     """Labelled images per class; None takes every label there is."""
     draw: Annotated[int, Field(ge=0)] | None = None
@@ -45,7 +45,10 @@ class DataConfig(Frozen):
     holdout: Fraction = 0.2
     """Share of the labelled sources held out as a test split where nothing else can be one."""
     validation: Fraction = 0.2
-    """Share of the labelled sources that chooses the length of training; 0 fixes the length."""
+    """Share of the labelled sources that chooses the length of training; 0 fixes the length.
+
+    A source's own validation images take the place of the share; with 0 they train like others.
+    """
     split_seed: Annotated[int, Field(ge=0)] = 0
     """Which sources are held out."""
     copies: Annotated[int, Field(ge=0)] = 0
@@ -54,6 +57,8 @@ class DataConfig(Frozen):
     """Images of a folder are brought to size × size pixels; None chooses from the files."""
     prepare: Literal["auto", "digits", "letterbox"] = "auto"
     """How image files become arrays: centred as MNIST was, or scaled whole into the frame."""
+    strict: bool = False
+    """Refuse a source in which something is amiss, instead of listing it and going on."""
 
 
 class ViewsConfig(Frozen):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import stat
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,22 @@ DIGIT_BOX = 20 / 28  # MNIST: the longer side of the ink, as a share of the fram
 WORKING_SIDE = 112  # ink is looked for at this resolution: four times MNIST's
 BLANK_CONTRAST = 16.0  # grey levels: less than this on 0-255 is paper, not ink
 SPECK = 0.05  # a blob smaller than this share of the largest is dust
+MOST_PIXELS = 2**28 // 3  # of one picture: 256 MiB in colour
+NOT_OPENED = {"EPS", "WMF"}  # Pillow hands these to other programs
+
+
+Role = Literal["train", "validation", "test", "unlabelled"]
+
+
+class Part(NamedTuple):
+    """Picture files of one part of a data set, with the name of each one's class.
+
+    origin: what they are, for people. files: a file and its class, None where that is not known.
+    """
+
+    role: Role
+    origin: str
+    files: Sequence[tuple[Path, str | None]]
 
 
 @dataclass(frozen=True)
@@ -62,19 +80,50 @@ def open_image(path: Path | str) -> Image.Image:
     Raises ValueError with one line naming the file where it cannot be read.
     """
     try:
-        with Image.open(path) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
+        found = Path(path).stat()
+        # a pipe would be waited for
+        if stat.S_ISREG(found.st_mode) and found.st_size:
+            return _opened(path)
+        reason = "the file is empty"
+        if not stat.S_ISREG(found.st_mode):
+            reason = "it is a folder" if stat.S_ISDIR(found.st_mode) else "it is no regular file"
     except UnidentifiedImageError:
-        empty = not Path(path).stat().st_size
-        reason = "the file is empty" if empty else "not a picture in a known format"
+        reason = "not a picture in a known format"
     except OSError as error:
         reason = error.strerror.lower() if error.strerror else f"the file is damaged ({error})"
+    except _TooLarge as error:
+        reason = str(error)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        reason = "too many pixels to be safe; make it smaller first"
+        reason = f"more than the {MOST_PIXELS:,} pixels that are safe; make it smaller first"
     except Exception as error:  # decoders of damaged files raise whatever they stumble over
         reason = f"the file is damaged ({error})"
-    raise ValueError(f"cannot read {path}: {' '.join(reason.split())}")
+    raise ValueError(f"cannot read {legible(path)}: {' '.join(legible(reason).split())}")
+
+
+class _TooLarge(Exception):
+    pass
+
+
+def _opened(path: Path | str) -> Image.Image:
+    with Image.open(path, formats=_formats()) as image:
+        if image.width * image.height > MOST_PIXELS:
+            raise _TooLarge(
+                f"{image.width:,} × {image.height:,} pixels are more than the {MOST_PIXELS:,} that "
+                "are safe; make it smaller first"
+            )
+        image.load()
+        return ImageOps.exif_transpose(image)
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in Image.ID if name not in NOT_OPENED)
+
+
+def legible(name: Path | str) -> str:
+    """A name as text that can be written anywhere: bytes that are no text show as escapes."""
+    return str(name).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def to_pixels(image: Image.Image, preparation: Preparation) -> Bytes:
@@ -143,7 +192,11 @@ def _letterbox(image: Image.Image, size: int) -> Bytes:
         ring = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
         median = np.rint(np.median(ring, axis=0)).astype(int)
         fill = tuple(median.tolist()) if image.mode == "RGB" else int(median)
-        image = ImageOps.contain(image, (size, size), Image.Resampling.BICUBIC)
+        if round(min(image.size) / max(image.size) * size):
+            image = ImageOps.contain(image, (size, size), Image.Resampling.BICUBIC)
+        else:  # a line, of which Pillow would leave nothing
+            line = (size, 1) if image.width > image.height else (1, size)
+            image = image.resize(line, Image.Resampling.BICUBIC)
         frame = Image.new(image.mode, (size, size), fill)
         frame.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
         image = frame
