@@ -213,6 +213,14 @@ def test_class_folders(photos: Path) -> None:
     assert Path(dataset.train.paths[7]) == photos / "dog" / "img1.png"
     assert dataset.preparation == Preparation("letterbox", 52, 3)
     assert dataset.test is None
+    assert any(
+        "fitted whole" in note and "52 × 52 pixels, colour" in note for note in dataset.notes
+    )
+    cropped = load_from(photos, prepare="crop", size=40)
+    assert any("each picture: cut to the square" in note for note in cropped.notes)
+    with Image.open(dataset.train.paths[0]) as image:
+        middle = np.asarray(image)[:, 6:46].transpose(2, 0, 1)
+    np.testing.assert_array_equal(cropped.train.images[0].numpy(), middle)
     means = dataset.train.images.float().mean((1, 2, 3))
     assert means[:6].max() < means[6:].min()
 

@@ -35,6 +35,7 @@ def test_size_and_channels_follow_the_files(
     paths = pictures(tmp_path, 3, size, mode)
     assert folders.preparation_for(paths, DataConfig()) == expected
     assert folders.preparation_for(paths, DataConfig(size=40)).size == 40
+    assert folders.preparation_for(paths, DataConfig(prepare="crop")).kind == "crop"
     digits = folders.preparation_for(paths, DataConfig(prepare="digits"))
     assert digits == Preparation("digits", 28, 1)
 

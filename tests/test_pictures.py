@@ -208,6 +208,18 @@ def test_letterbox_keeps_the_whole_picture(preparation: Preparation) -> None:
         assert pixels[:, 0, 0].tolist() == [10, 200, 30]
 
 
+@pytest.mark.parametrize("size", [(96, 32), (32, 96), (32, 32)])
+def test_crop_takes_the_square_in_the_middle(size: tuple[int, int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    top, left = ((side - 32) // 2 for side in size)
+    found = to_pixels(Image.fromarray(noise), Preparation("crop", 32, 3))
+    middle = noise[top : top + 32, left : left + 32]
+    np.testing.assert_array_equal(found, middle.transpose(2, 0, 1))
+    halved = to_pixels(Image.fromarray(noise), Preparation("crop", 16, 3))
+    expected = to_pixels(Image.fromarray(middle), Preparation("letterbox", 16, 3))
+    np.testing.assert_array_equal(halved, expected)
+
+
 def test_letterbox_of_the_right_size_changes_nothing() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     found = to_pixels(Image.fromarray(pixels), COLOUR)

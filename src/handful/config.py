@@ -55,8 +55,8 @@ class DataConfig(Frozen):
     """Rotated and shifted copies made of each training image before anything else."""
     size: Annotated[int, Field(ge=8, le=512)] | None = None
     """Images of a folder are brought to size × size pixels; None chooses from the files."""
-    prepare: Literal["auto", "digits", "letterbox"] = "auto"
-    """How image files become arrays: centred as MNIST was, or scaled whole into the frame."""
+    prepare: Literal["auto", "digits", "letterbox", "crop"] = "auto"
+    """How pictures become arrays: centred as MNIST was, scaled whole into the frame or cut."""
     strict: bool = False
     """Refuse a source in which something is amiss, instead of listing it and going on."""
 

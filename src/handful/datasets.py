@@ -16,7 +16,7 @@ from handful import folders, idx, sources
 from handful.config import DataConfig
 from handful.folders import OnRow
 from handful.images import ImageSet, concatenate
-from handful.pictures import Part, Preparation, Role, is_prepared_digit
+from handful.pictures import Kind, Part, Preparation, Role, is_prepared_digit
 from handful.sources import Piece
 
 OFFICIAL = "official test set"
@@ -178,6 +178,7 @@ def _source(config: DataConfig, on_row: OnRow | None) -> Dataset:
         sets["train"], sets["test"] = [images.select(~last)], [images.select(last)]
         test_of = f"training images from number {int((~last).sum()):,} on"
         notes.append(f"development: scored on {test_of}; the test files stay shut")
+    notes += [f"each picture: {preparation.describe()}"] * (not official)
     if place.is_dir() and not official:
         others = folders.other_files(place)
         notes += [f"not pictures: {others}"] * bool(others)
@@ -247,7 +248,8 @@ def _preparation(first: ImageSet | Part, config: DataConfig, official: bool) -> 
         digits = all(map(is_prepared_digit, sample))
     size = side if official else config.size or min(max(side, SMALLEST), LARGEST)
     grey = digits or first.channels == 1
-    return Preparation("digits" if digits else "letterbox", size, 1 if grey else 3)
+    kind: Kind = "crop" if config.prepare == "crop" else "letterbox"
+    return Preparation("digits" if digits else kind, size, 1 if grey else 3)
 
 
 def _with_pool(dataset: Dataset, config: DataConfig, on_row: OnRow | None) -> Dataset:

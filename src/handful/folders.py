@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from handful.config import DataConfig
 from handful.images import UNLABELLED, ImageSet
 from handful.pictures import (
+    Kind,
     Part,
     Preparation,
     Role,
@@ -227,7 +228,7 @@ def preparation_for(paths: Sequence[Path], config: DataConfig) -> Preparation:
     sample = [facts for i in spread(len(paths)) if (facts := _facts(paths[i]))]
     grey = bool(sample) and all(facts.grey for facts in sample)
     mnist = bool(sample) and all(facts.mnist for facts in sample)
-    kind: Literal["digits", "letterbox"] = "letterbox"
+    kind: Kind = "crop" if config.prepare == "crop" else "letterbox"
     if config.prepare == "digits" or (config.prepare == "auto" and mnist):
         kind = "digits"
     side = float(np.median([facts.side for facts in sample] or [28]))

@@ -19,6 +19,7 @@ Bytes = NDArray[np.uint8]
 NAME = re.compile(r"(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(\.gz)?")
 
 LARGEST = 2**33  # bytes of a file, unpacked
+MOST_AXES = 4  # an array of batches of colour pictures has no more
 
 MNIST_SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -63,7 +64,7 @@ def read_idx(path: Path) -> Bytes:
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or f"the file is damaged ({error})"
         raise ValueError(f"cannot read {path}: {reason}") from None
-    if len(content) < 4 or content[:3] != bytes([0, 0, 8]) or content[3] == 0:
+    if len(content) < 4 or content[:3] != bytes([0, 0, 8]) or not 1 <= content[3] <= MOST_AXES:
         begin = f"it begins with {content[:4].hex(' ')}" if content else "it is empty"
         raise ValueError(f"{path} is no idx file of bytes: {begin}; download it again")
     start = 4 + 4 * content[3]

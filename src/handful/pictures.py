@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,28 +39,43 @@ class Part(NamedTuple):
     files: Sequence[tuple[Path, str | None]]
 
 
+Kind = Literal["digits", "letterbox", "crop"]
+
+
 @dataclass(frozen=True)
 class Preparation:
     """How pictures become the arrays that a model was trained on; travels in model.json.
 
-    kind: `digits` centres light ink on black as MNIST was made, `letterbox` fits the whole picture.
+    kind: `digits` centres light ink on black as MNIST was made, `letterbox` fits the whole picture,
+    `crop` the largest square in its middle.
     size: height and width in pixels. channels: 1 (grey) or 3 (RGB).
     """
 
-    kind: Literal["digits", "letterbox"]
+    kind: Kind
     size: int
     channels: Literal[1, 3]
 
     def __post_init__(self) -> None:
-        if self.kind not in ("digits", "letterbox"):
-            raise ValueError(f"unknown preparation {self.kind!r}: expected digits or letterbox")
+        if self.kind not in get_args(Kind):
+            known = ", ".join(get_args(Kind))
+            raise ValueError(f"unknown preparation {self.kind!r}: expected one of {known}")
         if self.size < 1 or self.channels not in (1, 3):
             raise ValueError(
                 f"preparation of {self.size} pixels and {self.channels} channels: expected a "
                 "positive size and 1 or 3 channels"
             )
         if self.kind == "digits" and self.channels != 1:
-            raise ValueError("digits are prepared in 1 channel; use letterbox for colour")
+            raise ValueError("digits are prepared in 1 channel; use letterbox or crop for colour")
+
+    def describe(self) -> str:
+        """One phrase for people: what becomes of a picture."""
+        done = {
+            "digits": "its ink centred as MNIST's is",
+            "letterbox": "fitted whole, the rest of the frame in the colour of its border",
+            "crop": "cut to the square in its middle",
+        }
+        colour = "grey" if self.channels == 1 else "colour"
+        return f"{done[self.kind]}; {self.size} × {self.size} pixels, {colour}"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -135,7 +150,10 @@ def to_pixels(image: Image.Image, preparation: Preparation) -> Bytes:
     flat = _flatten(image)
     if preparation.kind == "digits":
         return _digit(_in_mode(flat, "L"), preparation.size)[None]
-    return _letterbox(_in_mode(flat, "L" if preparation.channels == 1 else "RGB"), preparation.size)
+    plain = _in_mode(flat, "L" if preparation.channels == 1 else "RGB")
+    if preparation.kind == "crop" and plain.width != plain.height:
+        plain = ImageOps.fit(plain, (min(plain.size),) * 2)
+    return _letterbox(plain, preparation.size)
 
 
 def is_grey(image: Image.Image) -> bool:
