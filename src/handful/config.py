@@ -39,7 +39,7 @@ class DataConfig(Frozen):
     unlabelled: bool = False
     """Let the remaining training images join the pretext task without their labels."""
     pool: str | None = None
-    """A folder of more images, taken without labels: they join the pretext task."""
+    """More images without labels, in what a source may be: they join the pretext task."""
     dev: bool = False
     """Draw from training images 0-49,999, score on 50,000-59,999, leave the test file shut."""
     holdout: Fraction = 0.2
