@@ -18,6 +18,8 @@ for path in sys.argv[2:]:
     black = np.median(pixels) + np.median(ring) == 0 and pixels.max() >= 128  # as MNIST's are
     if wanted["kind"] == "digits" and not (black and image.size == (size, size)):
         sys.exit(f"{path}: make it {size} × {size} first, {wanted['meaning']}")
+    if wanted["kind"] == "crop":
+        image = ImageOps.fit(image, (min(image.size),) * 2)
     image = ImageOps.contain(image, (size, size))
     frame = Image.new(mode, (size, size), tuple(np.rint(np.median(ring, 0)).astype(int).tolist()))
     frame.paste(image, ((size - image.width) // 2, (size - image.height) // 2))

@@ -472,6 +472,28 @@ def test_too_few_images_of_a_class(command: Any, photos: Path, tmp_path: Path) -
     assert "11" in only_line(command(*arguments, *SHORT))
 
 
+def test_strict_refuses_what_is_otherwise_left_out(
+    command: Any, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "left" / "broken.png").write_bytes(b"no picture")
+    out = tmp_path / "run"
+    line = only_line(command("train", photos, "--strict", "--out", out, "--quiet", *SHORT))
+    assert "--strict: 1 amiss, the first: cannot read" in line
+    assert "broken.png" in line
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.npz", "a.npy", "a.zip", "a.tar.gz"])
+def test_files_that_are_not_what_their_name_says(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path / "cache"))
+    (tmp_path / name).write_bytes(b"\xffneither this nor that")
+    line = only_line(command("train", tmp_path / name, "--out", tmp_path / "run", "--quiet"))
+    assert name in line
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_with_one_unreadable_image_trains_and_says_so(
     photos: Path, tmp_path: Path
 ) -> None:

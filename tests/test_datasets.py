@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,6 +51,12 @@ def idx_dir(tmp_path: Path) -> Path:
         idx.write_idx(folder / f"{part}-images-idx3-ubyte.gz", images)
         idx.write_idx(folder / f"{part}-labels-idx1-ubyte", np.arange(n, dtype=np.uint8) % 3)
     return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 def load_from(source: Path, **settings: object) -> Dataset:
@@ -205,6 +213,14 @@ def test_class_folders(photos: Path) -> None:
     assert Path(dataset.train.paths[7]) == photos / "dog" / "img1.png"
     assert dataset.preparation == Preparation("letterbox", 52, 3)
     assert dataset.test is None
+    assert any(
+        "fitted whole" in note and "52 × 52 pixels, colour" in note for note in dataset.notes
+    )
+    cropped = load_from(photos, prepare="crop", size=40)
+    assert any("each picture: cut to the square" in note for note in cropped.notes)
+    with Image.open(dataset.train.paths[0]) as image:
+        middle = np.asarray(image)[:, 6:46].transpose(2, 0, 1)
+    np.testing.assert_array_equal(cropped.train.images[0].numpy(), middle)
     means = dataset.train.images.float().mean((1, 2, 3))
     assert means[:6].max() < means[6:].min()
 
@@ -275,7 +291,7 @@ def test_unreadable_and_foreign_files_are_skipped_with_a_note(photos: Path) -> N
     assert dataset.train.class_counts.tolist() == [6, 6]
     notes = "\n".join(dataset.notes)
     assert notes.count("bad") == 5
-    assert "2 more unreadable files" in notes
+    assert "skipped: 2 more" in notes
     assert "not pictures: 1 .heic, 1 .txt" in notes
 
 
@@ -294,16 +310,260 @@ def test_bad_folders_are_named_in_one_line(photos: Path, tmp_path: Path) -> None
     (photos / "empty" / "readme.txt").touch()
     refused(photos, r"class folder .*empty has only files of other kinds \(1 \.txt\)")
     (photos / "empty" / "x.png").touch()
-    refused(photos, r"class folder .*empty has no readable image: cannot read .*x\.png")
+    refused(photos, r"class empty of .* has no readable image: cannot read .*x\.png")
     shutil.rmtree(photos / "empty")
     shutil.copytree(photos, photos / "test")
-    refused(photos, "has test/ .* but no train/")
+    refused(photos, "has test images but none to train with")
     shutil.rmtree(photos / "test")
     shutil.copytree(photos, tmp_path / "top" / "train")
     shutil.copytree(photos / "cat", tmp_path / "top" / "test" / "lion")
     refused(tmp_path / "top", "not trained: lion; trained were cat, dog")
     shutil.rmtree(photos / "dog")
     refused(photos, "one class only, cat")
+
+
+# ── what is amiss in folders ────────────────────────────────────────────────────────────────────
+
+
+def test_the_source_may_set_validation_images_apart(photos: Path, tmp_path: Path) -> None:
+    for part in ("train", "val", "test", "unlabelled"):
+        shutil.copytree(photos, tmp_path / "top" / part)
+    shutil.rmtree(tmp_path / "top" / "val" / "cat")
+    dataset = load_from(tmp_path / "top")
+    assert dataset.validation is not None
+    assert dataset.validation.labels.tolist() == [1] * 6
+    assert "validation: 6 images" in dataset.notes
+    numbers = [number for part in dataset.parts for number in part.sources.tolist()]
+    assert len(set(numbers)) == len(numbers) == 24 + 6 + 12
+    told = "\n".join(load_from(tmp_path / "top", per_class=2).notes)
+    assert "validation: 6 images, left out" in told
+    told = "\n".join(load_from(tmp_path / "top", validation=0).notes)
+    assert "validation: 6 images, which train as well" in told
+    _, taken = load_images(str(tmp_path / "top"), dataset.preparation, ("cat", "dog"))
+    assert taken == f"all of {tmp_path / 'top' / 'test'}"
+    shutil.rmtree(tmp_path / "top" / "test")
+    images, taken = load_images(str(tmp_path / "top"), dataset.preparation, ("cat", "dog"))
+    assert (len(images), taken) == (6, f"all of {tmp_path / 'top' / 'val'}")
+
+
+def test_images_without_any_label_cannot_judge(photos: Path) -> None:
+    table = photos / "labels.csv"
+    rows = [f"{name}/img{i}.png,{name},train" for name in ("cat", "dog") for i in range(4)]
+    for split in ("val", "test"):
+        table.write_text("\n".join(["path,label,split", *rows, f"cat/img5.png,,{split}"]))
+        with pytest.raises(ValueError, match=r"no (test|validation) image has a label"):
+            load_from(photos)
+
+
+def test_strange_files_are_skipped_with_a_note(photos: Path) -> None:
+    (photos / "cat" / "broken.png").symlink_to("nowhere.png")
+    (photos / "cat" / "loop").symlink_to(photos, target_is_directory=True)
+    os.mkfifo(photos / "cat" / "pipe.png")
+    (photos / "cat" / "folder.png").mkdir()
+    (photos / "cat" / ".hidden.png").write_bytes(b"no picture")
+    noise = np.random.default_rng(0).integers(0, 256, (40, 52, 3), np.uint8)
+    save(photos / "dog" / f"{'長' * 80}.png", noise)
+    dataset = load_from(photos)
+    assert dataset.train.class_counts.tolist() == [6, 7]
+    notes = "\n".join(dataset.notes)
+    assert notes.count("skipped:") == 2
+    assert "broken.png: no such file" in notes
+    assert "pipe.png: it is no regular file" in notes
+    with pytest.raises(ValueError, match=r"--strict: 2 amiss, the first: cannot read .*broken"):
+        load_from(photos, strict=True)
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="names are text there")
+def test_names_that_are_no_text_can_be_written(photos: Path) -> None:
+    folder = os.fsencode(photos / "c") + b"\xff"
+    shutil.copytree(os.fsencode(photos / "cat"), folder)
+    dataset = load_from(photos)
+    assert dataset.train.class_names == ("c\\udcff", "cat", "dog")
+    assert "".join(dataset.train.paths).encode("utf-8").count(b"udcff") == 6
+
+
+def test_names_that_differ_in_case_are_told(photos: Path) -> None:
+    shutil.copytree(photos / "cat", photos / "Cat2")
+    (photos / "cat").rename(photos / "cat2")
+    dataset = load_from(photos)
+    assert dataset.train.class_names == ("Cat2", "cat2", "dog")
+    assert any("classes Cat2 and cat2 differ in case" in note for note in dataset.notes)
+    with pytest.raises(ValueError, match="--strict: 1 amiss, the first: classes Cat2 and cat2"):
+        load_from(photos, strict=True)
+
+
+def test_a_thousand_classes_of_one_image(tmp_path: Path) -> None:
+    for i in range(1000):
+        save(tmp_path / "many" / f"class{i}" / "1.png", np.full((8, 8), i % 251, np.uint8))
+    dataset = load_from(tmp_path / "many")
+    assert dataset.train.class_names[:3] == ("class0", "class1", "class2")
+    assert dataset.train.class_counts.tolist() == [1] * 1000
+    assert dataset.train.images[:, 0, 14, 14].tolist() == [i % 251 for i in range(1000)]
+
+
+# ── tables, arrays and archives ─────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def listed(photos: Path) -> Path:
+    """The same pictures in one folder, with a table that says what they are."""
+    flat = photos.with_name("flat")
+    flat.mkdir()
+    splits = ("train", "train", "train", "val", "test", "unlabelled")
+    rows = ["path,label,split"]
+    for folder in (photos / "dog", photos / "cat"):
+        for i, split in enumerate(splits):
+            name = f"{folder.name}{i}.png"
+            shutil.copy(folder / f"img{i}.png", flat / name)
+            rows.append(f"{name},{folder.name},{split}")
+    (flat / "labels.csv").write_text("\n".join(rows))
+    return flat
+
+
+def test_a_table_beside_a_flat_folder(listed: Path, photos: Path) -> None:
+    folders_of = load_from(photos).train
+    for source in (listed, listed / "labels.csv"):
+        dataset = load_from(source)
+        assert dataset.train.class_names == ("cat", "dog")
+        assert dataset.train.labels.tolist() == [1, 1, 1, 0, 0, 0, -1, -1]
+        assert torch.equal(dataset.train.images[3:6], folders_of.images[:3])
+        assert dataset.validation is not None
+        assert dataset.validation.labels.tolist() == [1, 0]
+        assert dataset.test is not None
+        assert dataset.test.labels.tolist() == [1, 0]
+        assert dataset.test_of == "images in labels.csv (test)"
+        assert dataset.preparation == Preparation("letterbox", 52, 3)
+        assert f"{listed / 'labels.csv'}: 6 images of 52×52" in dataset.notes[0]
+        assert disjoint(dataset)
+        images, taken = load_images(str(source), dataset.preparation, ("dog", "cat"))
+        assert images.labels.tolist() == [0, 1]
+        assert taken == f"all of {listed / 'labels.csv'} (test)"
+
+
+def test_rows_of_a_table_may_be_amiss(listed: Path) -> None:
+    with (listed / "labels.csv").open("a") as table:
+        table.write("\nabsent.png,cat,train\ncat0.png,dog,train\n")
+    notes = "\n".join(load_from(listed).notes)
+    assert "skipped: row 15 of labels.csv: cat0.png is in row 8 already" in notes
+    assert "absent.png: no such file" in notes
+    with pytest.raises(ValueError, match="--strict: 2 amiss"):
+        load_from(listed, strict=True)
+    with (listed / "labels.csv").open("a") as table:
+        table.write("other.png,bird,test\n")
+    with pytest.raises(ValueError, match=r"labels\.csv \(test\) has classes .* not trained: bird"):
+        load_from(listed)
+
+
+def test_arrays(photos: Path, tmp_path: Path) -> None:
+    files = load_from(photos).train
+    pixels, labels = files.images.permute(0, 2, 3, 1).numpy(), files.labels.numpy()
+    held = {"x_train": pixels, "y_train": labels, "x_test": pixels[::5], "y_test": labels[::5]}
+    np.savez(tmp_path / "a.npz", allow_pickle=False, class_names=files.class_names, **held)
+    dataset = load_from(tmp_path / "a.npz")
+    assert torch.equal(dataset.train.images, files.images)
+    assert torch.equal(dataset.train.labels, files.labels)
+    assert dataset.train.class_names == ("cat", "dog")
+    assert dataset.test is not None
+    assert dataset.test.labels.tolist() == [0, 0, 1]
+    assert dataset.test_of == "images in a.npz (test)"
+    assert disjoint(dataset)
+    images, taken = load_images(str(tmp_path / "a.npz"), dataset.preparation, ("dog", "cat"))
+    assert images.labels.tolist() == [1, 1, 0]
+    assert taken == f"all of {tmp_path / 'a.npz'} (test)"
+    smaller = load_from(tmp_path / "a.npz", size=20)
+    assert smaller.train.images.shape == (12, 3, 20, 20)
+    grey, _ = load_images(str(tmp_path / "a.npz"), DIGITS, ("dog", "cat"))
+    assert grey.images.shape == (3, 1, 28, 28)
+    (tmp_path / "side").mkdir()
+    for name, array in held.items():
+        np.save(tmp_path / "side" / f"{name}.npy", array)
+    assert torch.equal(load_from(tmp_path / "side").train.images, files.images)
+    assert load_from(tmp_path / "side" / "x_train.npy").test is not None
+
+
+def test_arrays_that_are_digits_stay_digits(idx_dir: Path, tmp_path: Path) -> None:
+    official = load_from(idx_dir)
+    train = official.train
+    np.savez(tmp_path / "a.npz", allow_pickle=False, images=train.images[:, 0], labels=train.labels)
+    dataset = load_from(tmp_path / "a.npz")
+    assert dataset.preparation == DIGITS
+    assert torch.equal(dataset.train.images, train.images)
+    assert load_from(tmp_path / "a.npz", prepare="letterbox").preparation.kind == "letterbox"
+    wide = np.zeros((4, 200, 90), np.uint8)
+    wide[:, 50:150] = 77
+    np.savez(tmp_path / "b.npz", allow_pickle=False, images=wide, labels=[0, 1, 0, 1])
+    assert load_from(tmp_path / "b.npz").train.images.shape == (4, 1, 128, 128)
+    np.savez(tmp_path / "c.npz", allow_pickle=False, x_test=wide, y_test=[0, 1, 0, 1])
+    with pytest.raises(ValueError, match=r"c\.npz has test images but none to train with"):
+        load_from(tmp_path / "c.npz")
+    np.savez(tmp_path / "d.npz", allow_pickle=False, images=wide)
+    with pytest.raises(ValueError, match=r"no image of .*d\.npz has a label"):
+        load_from(tmp_path / "d.npz")
+    with pytest.raises(ValueError, match=r"--dev needs a directory of idx files, and .*a\.npz"):
+        load_from(tmp_path / "a.npz", dev=True)
+
+
+@pytest.mark.parametrize("kind", ["photos", "flat", "idx", "arrays", "class"])
+def test_archives_are_what_they_hold(
+    kind: str, photos: Path, listed: Path, idx_dir: Path, tmp_path: Path, cache: Path
+) -> None:
+    np.savez(
+        tmp_path / "a.npz",
+        allow_pickle=False,
+        images=np.eye(9)[None].repeat(4, 0),
+        labels=[0, 1] * 2,
+    )
+    (tmp_path / "arrays").mkdir()
+    shutil.move(tmp_path / "a.npz", tmp_path / "arrays" / "a.npz")
+    folder = tmp_path / kind
+    if kind == "class":
+        shutil.copytree(photos / "cat", folder / "cat")
+    plain = folder / "a.npz" if kind == "arrays" else folder
+    packed = [
+        Path(shutil.make_archive(str(tmp_path / "packed1"), "zip", folder)),
+        Path(shutil.make_archive(str(tmp_path / "packed2"), "gztar", tmp_path, kind)),
+    ]
+    for path in packed:
+        if kind == "class":
+            with pytest.raises(ValueError, match="has one class only, cat"):
+                load_from(path)
+            assert load_images(str(path), DIGITS, ("cat",))[0].labels.tolist() == [0] * 6
+            continue
+        expected, found = load_from(plain), load_from(path)
+        assert found.notes[0].startswith(f"{path}: unpacked into {cache}")
+        for part, same in zip(found.parts, expected.parts, strict=True):
+            assert torch.equal(part.images, same.images)
+            assert torch.equal(part.labels, same.labels)
+        assert found.preparation == expected.preparation
+        names = expected.train.class_names
+        images, _ = load_images(str(path), found.preparation, names)
+        same, _ = load_images(str(plain), found.preparation, names)
+        assert torch.equal(images.images, same.images)
+        assert not scores_on_mnist(str(path))
+
+
+def test_a_table_in_an_archive_names_no_file_outside(
+    photos: Path, listed: Path, tmp_path: Path, cache: Path
+) -> None:
+    with (listed / "labels.csv").open("a") as table:
+        table.write(f"\n{photos / 'cat' / 'img0.png'},cat,train\n")
+    assert len(load_from(listed).train) == 9
+    path = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", listed))
+    dataset = load_from(path)
+    assert len(dataset.train) == 8
+    assert any("img0.png lies outside of packed" in note for note in dataset.notes)
+
+
+def test_pools_of_every_kind(photos: Path, listed: Path, tmp_path: Path, cache: Path) -> None:
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (5, 40, 52, 3), np.uint8)
+    np.savez(tmp_path / "pool.npz", allow_pickle=False, images=images, labels=np.arange(5))
+    path = shutil.make_archive(str(tmp_path / "packed"), "zip", listed)
+    expected = {tmp_path / "pool.npz": 5, listed: 0, Path(path): 0}
+    for pool, more in expected.items():
+        dataset = load_from(photos, pool=str(pool))
+        assert dataset.train.labels.tolist() == [0] * 6 + [1] * 6 + [-1] * more
+        assert any(note.startswith(f"pool: {more} images") for note in dataset.notes)
 
 
 # ── for a model that is there already ───────────────────────────────────────────────────────────

@@ -890,6 +890,29 @@ def test_embed_knows_files_and_does_without_a_map(
     np.testing.assert_allclose(points["h"], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_run_on_a_table_in_an_archive_validates_as_that_says(
+    tmp_path: Path, bundled: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    rows = ["path,label,split"]
+    for i, image in enumerate(bundled.train.images[:60, 0]):
+        Image.fromarray(image.numpy()).save(folder / f"{i}.png")
+        split = ("train", "train", "train", "val", "test")[i % 5]
+        rows.append(f"{i}.png,{bundled.train.labels[i]},{split}")
+    (folder / "manifest.csv").write_text("\n".join(rows))
+    archive = shutil.make_archive(str(tmp_path / "digits"), "zip", folder)
+    summary = bare(archive, tmp_path / "run").summary
+    assert (summary["labelled_images"], summary["validation_images"]) == (48, 12)
+    assert summary["test_of"] == "images in manifest.csv (test)"
+    found = evaluate(tmp_path / "run", archive, "cpu")
+    assert found["accuracy"] == summary["test_accuracy"]
+    assert found["learned_from"] == 0
+    count, _ = embed(tmp_path / "run", archive, tmp_path / "h.npz", "cpu")
+    assert count == 12
+
+
 def test_images_that_may_not_decide_do_not_tell_the_kind(
     bundled: Dataset, few: ImageSet, tmp_path: Path
 ) -> None:

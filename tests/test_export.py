@@ -34,16 +34,20 @@ WITHOUT_TORCH = (
 )
 
 
-def made(channels: Any = 1, size: int = 28, views: int = 1, members: int = 1) -> Predictor:
+def made(
+    channels: Any = 1, size: int = 28, views: int = 1, members: int = 1, kind: Any = "letterbox"
+) -> Predictor:
     """Untrained networks that are sure of half of the images that exports are checked on."""
-    kind = "digits" if (channels, size) == (1, 28) else "letterbox"
+    kind = "digits" if (channels, size) == (1, 28) else kind
     preparation = Preparation(kind, size, channels)
+    columns = ("upright", "harmonic") if members > 1 else ("plain",)
+    network = NETWORK.model_copy(update={"columns": columns})
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        encoders = [Encoder(channels, size, NETWORK) for _ in range(members)]
+        encoders = [Encoder(channels, size, network, number=i) for i in range(members)]
         heads = [classifier_head(one.dim, len(NAMES)) for one in encoders]
     encoder, head = joined(encoders, heads)
-    model = Predictor(encoder, head, NAMES, preparation, NETWORK, 1.0, views)
+    model = Predictor(encoder, head, NAMES, preparation, network, 1.0, views)
     images = export.trial_images(model)[0][:100]
     with torch.no_grad():
         for one in encoders:
@@ -66,6 +70,7 @@ MODELS: dict[str, Callable[[], Predictor]] = {
     "single, 1 channel": lambda: made(),
     "two members, views": lambda: made(views=3, members=2),
     "3 channels, views": lambda: made(channels=3, size=17, views=3),
+    "3 channels, crop": lambda: made(channels=3, size=17, kind="crop"),
 }
 
 
@@ -166,7 +171,7 @@ def test_sizes_of_its_input_and_outputs(
     assert (h.name, h.shape[0]) == ("h", "N")
 
 
-@pytest.mark.parametrize("name", ["single, 1 channel", "3 channels, views"])
+@pytest.mark.parametrize("name", ["single, 1 channel", "3 channels, views", "3 channels, crop"])
 def test_the_example_answers_as_predict_does_without_torch(
     name: str, exported: Callable[[str], tuple[Predictor, Path]], tmp_path: Path
 ) -> None:

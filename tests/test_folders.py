@@ -35,6 +35,7 @@ def test_size_and_channels_follow_the_files(
     paths = pictures(tmp_path, 3, size, mode)
     assert folders.preparation_for(paths, DataConfig()) == expected
     assert folders.preparation_for(paths, DataConfig(size=40)).size == 40
+    assert folders.preparation_for(paths, DataConfig(prepare="crop")).kind == "crop"
     digits = folders.preparation_for(paths, DataConfig(prepare="digits"))
     assert digits == Preparation("digits", 28, 1)
 
@@ -78,6 +79,36 @@ def test_pictures_are_found_below_and_by_any_case(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     assert [path.name for path in folders.pictures(tmp_path)] == ["b9.jpeg", "b10.JPG", "a.Tiff"]
     assert folders.other_files(tmp_path) == "1 .md"
+
+
+def test_links_that_lead_back_are_followed_once(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        pictures(tmp_path / name, 1, (8, 8))
+    (tmp_path / "a" / "deep").mkdir()
+    (tmp_path / "a" / "deep" / "up").symlink_to("../..", target_is_directory=True)
+    (tmp_path / "a" / "other").symlink_to("../b", target_is_directory=True)
+    (tmp_path / "b" / "back").symlink_to("../a", target_is_directory=True)
+    (tmp_path / "b" / "self").symlink_to(".", target_is_directory=True)
+    found = [str(path.relative_to(tmp_path)) for path in folders.files(tmp_path / "a")]
+    assert found == ["a/0.png", "a/other/0.png"]
+
+
+def test_every_kind_that_pillow_writes_is_a_picture(tmp_path: Path) -> None:
+    Image.init()
+    kinds = Image.registered_extensions()
+    for suffix in folders.PICTURES:
+        path = tmp_path / f"a{suffix}"
+        for mode in ("RGB", "L", "1", "F") if kinds.get(suffix) in Image.SAVE else ():
+            try:
+                Image.new(mode, (64, 64)).save(path)
+                break
+            except (OSError, ValueError):  # a mode that it has not
+                path.unlink(missing_ok=True)
+    made = {path.suffix for path in tmp_path.iterdir()}
+    found = folders.read(folders.part("unlabelled", tmp_path), (), Preparation("letterbox", 28, 1))
+    assert not found.skipped
+    assert {Path(path).suffix for path in found.images.paths} == made
+    assert made >= folders.PICTURES - {".psd", ".xpm"}  # which Pillow only reads
 
 
 def test_spread_samples_evenly() -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from handful import idx
@@ -61,6 +62,7 @@ BAD = {
     "cut": (GOOD[:-1], "announces 4 × 5 bytes and holds 19"),
     "too long": (GOOD + b"x", "announces 4 × 5 bytes and holds 21"),
     "huge": (bytes([0, 0, 8, 3]) + b"\xff" * 12, "download it again"),
+    "many axes of nothing": (bytes([0, 0, 8, 65]) + bytes(260), "begins with 00 00 08 41"),
     "cut gzip": (gzip.compress(GOOD)[:-9], "damaged"),
     "garbled gzip": (b"\x1f\x8b" + bytes(30), "damaged"),
 }
@@ -75,6 +77,37 @@ def test_bad_files_are_named_in_one_line(tmp_path: Path, case: str) -> None:
         idx.read_idx(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["raw", "packed.gz"])
+def test_no_more_is_read_than_is_safe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    idx.write_idx(tmp_path / name, np.zeros((100, 100), np.uint8))
+    monkeypatch.setattr(idx, "LARGEST", 10_012)
+    assert idx.read_idx(tmp_path / name).shape == (100, 100)
+    monkeypatch.setattr(idx, "LARGEST", 10_011)
+    with pytest.raises(ValueError, match=f"{name} holds more than the 10,011 bytes that are read"):
+        idx.read_idx(tmp_path / name)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_damage_is_one_line(tmp_path: Path, data: st.DataObject) -> None:
+    raw = idx.encode(np.arange(24, dtype=np.uint8).reshape(4, 3, 2))
+    content = bytearray(data.draw(st.sampled_from([raw, gzip.compress(raw, mtime=0), raw[:16]])))
+    for place in data.draw(st.lists(st.integers(0, min(30, len(content) - 1)), max_size=5)):
+        content[place] = data.draw(st.sampled_from([0, 1, 2, 3, 4, 255]) | st.integers(0, 255))
+    path = tmp_path / "train-images-idx3-ubyte"
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))])
+    found, refusal = None, ""
+    try:
+        found = idx.read_idx(path)
+    except ValueError as error:
+        refusal = str(error)
+    assert "\n" not in refusal
+    assert found is not None or str(path) in refusal
+    assert found is None or found.size <= 24
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

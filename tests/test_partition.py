@@ -34,13 +34,14 @@ def seen(images: ImageSet | None) -> set[int]:
     return set() if images is None else set(images.images.amax((1, 2, 3)).tolist())
 
 
-def dataset(labels: list[int], test: int = 0) -> Dataset:
+def dataset(labels: list[int], test: int = 0, validation: int = 0) -> Dataset:
     return Dataset(
         train=flat(labels),
         test=flat([i % 3 for i in range(test)], first=200) if test else None,
         test_of="test images" if test else "",
         preparation=Preparation("letterbox", 8, 1),
         notes=(),
+        validation=flat([i % 3 for i in range(validation)], first=100) if validation else None,
     )
 
 
@@ -55,6 +56,7 @@ cases = st.fixed_dictionaries(
     {
         "labels": st.lists(st.integers(-1, 2), max_size=60).map(lambda more: [0, 1, 2] * 4 + more),
         "test": st.sampled_from([0, 9]),
+        "validation": st.sampled_from([0, 7]),
         "settings": st.fixed_dictionaries(
             {
                 "data__per_class": st.sampled_from([None, 2, 4]),
@@ -72,7 +74,8 @@ cases = st.fixed_dictionaries(
 
 
 def divided(case: dict[str, Any]) -> tuple[Partition, RunConfig, Dataset]:
-    config, source = configured(**case["settings"]), dataset(case["labels"], case["test"])
+    config = configured(**case["settings"])
+    source = dataset(case["labels"], case["test"], case["validation"])
     return partition(config, source), config, source
 
 
@@ -99,9 +102,8 @@ def test_no_validation_label_reaches_the_pretext_task(case: dict[str, Any]) -> N
 def test_every_image_keeps_its_label_and_its_source(case: dict[str, Any]) -> None:
     parts, _, source = divided(case)
     truth: dict[int, int] = {}
-    for images in (source.train, source.test):
-        if images is not None:
-            truth |= zip(images.sources.tolist(), images.labels.tolist(), strict=True)
+    for images in source.parts:
+        truth |= zip(images.sources.tolist(), images.labels.tolist(), strict=True)
     for images in parts:
         if isinstance(images, ImageSet):
             values = images.images.amax((1, 2, 3)).long()
@@ -209,6 +211,38 @@ def test_nothing_is_held_out_where_the_source_has_a_test_split() -> None:
     assert seen(parts.test) == seen(source.test)
     assert parts.test_of == "test images"
     assert parts.validation is None
+
+
+def test_a_sources_own_validation_images_replace_the_share() -> None:
+    source = dataset([0, 1, 2] * 4, test=9, validation=6)
+    parts = partition(configured(data__copies=2), source)
+    assert seen(parts.validation) == set(range(100, 106))
+    assert seen(parts.fit) == set(range(1, 13))
+    assert seen(parts.final) == seen(parts.fit) | seen(parts.validation)
+    assert parts.labelled == 12 + 6
+    kept_apart = partition(configured(downstream__refit=False), source)
+    for training in (kept_apart.final, kept_apart.everything, kept_apart.pretext):
+        assert not seen(training) & seen(kept_apart.validation)
+
+
+def test_validation_images_without_a_label_are_left_out() -> None:
+    source = replace(dataset([0, 1, 2] * 4, test=9), validation=flat([0, -1, 2], first=100))
+    assert seen(partition(configured(), source).validation) == {100, 102}
+
+
+def test_where_nothing_validates_such_images_train() -> None:
+    source = dataset([0, 1, 2] * 4, test=9, validation=6)
+    parts = partition(configured(data__validation=0.0, downstream__steps=1), source)
+    assert parts.validation is None
+    assert seen(parts.fit) == set(range(1, 13)) | set(range(100, 106))
+    assert parts.labelled == 18
+
+
+def test_labels_a_class_are_those_drawn_and_no_more() -> None:
+    source = dataset([0, 1, 2] * 4, test=9, validation=6)
+    parts = partition(configured(data__per_class=3), source)
+    assert parts.labelled == 9
+    assert seen(parts.everything) | seen(parts.validation) < set(range(1, 13))
 
 
 def test_test_images_without_a_label_are_left_out() -> None:

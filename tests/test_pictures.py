@@ -1,21 +1,25 @@
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 from PIL import Image
 
+from handful import pictures
 from handful.pictures import (
     Preparation,
     is_grey,
     is_prepared_digit,
+    legible,
     open_image,
     to_pixels,
 )
@@ -204,6 +208,18 @@ def test_letterbox_keeps_the_whole_picture(preparation: Preparation) -> None:
         assert pixels[:, 0, 0].tolist() == [10, 200, 30]
 
 
+@pytest.mark.parametrize("size", [(96, 32), (32, 96), (32, 32)])
+def test_crop_takes_the_square_in_the_middle(size: tuple[int, int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    top, left = ((side - 32) // 2 for side in size)
+    found = to_pixels(Image.fromarray(noise), Preparation("crop", 32, 3))
+    middle = noise[top : top + 32, left : left + 32]
+    np.testing.assert_array_equal(found, middle.transpose(2, 0, 1))
+    halved = to_pixels(Image.fromarray(noise), Preparation("crop", 16, 3))
+    expected = to_pixels(Image.fromarray(middle), Preparation("letterbox", 16, 3))
+    np.testing.assert_array_equal(halved, expected)
+
+
 def test_letterbox_of_the_right_size_changes_nothing() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     found = to_pixels(Image.fromarray(pixels), COLOUR)
@@ -297,9 +313,92 @@ def test_unreadable_files_are_named_in_one_line(tmp_path: Path) -> None:
 
 def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("L", (100, 100)).save(tmp_path / "bomb.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ValueError, match=r"bomb\.png: too many pixels"):
+    monkeypatch.setattr(pictures, "MOST_PIXELS", 9_999)
+    with pytest.raises(ValueError, match=r"bomb\.png: 100 × 100 pixels are more than the 9,999"):
         open_image(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match=r"bomb\.png: more than the 9,999 pixels"):
+        open_image(tmp_path / "bomb.png")
+
+
+@pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (3, 4000)])
+def test_a_line_is_a_picture(size: tuple[int, int]) -> None:
+    for preparation in (DIGITS, GREY, COLOUR):
+        pixels = to_pixels(Image.new("RGB", size, "red"), preparation)
+        assert pixels.shape == (preparation.channels, preparation.size, preparation.size)
+
+
+def test_no_other_program_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(*_: object, **__: object) -> None:
+        raise AssertionError("Ghostscript was called")
+
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", started)
+    Image.new("L", (8, 8)).save(tmp_path / "page.eps")
+    (tmp_path / "page.eps").rename(tmp_path / "page.png")
+    with pytest.raises(ValueError, match=r"page\.png: not a picture in a known format"):
+        open_image(tmp_path / "page.png")
+
+
+def test_names_that_are_no_text_become_text() -> None:
+    assert legible("Grüße") == "Grüße"
+    assert legible("a\udcff") == "a\\udcff"
+    with pytest.raises(ValueError, match=r"cannot read a\\udcff: no such file"):
+        open_image("a\udcff")
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    ".avif": {},
+    ".bmp": {},
+    ".gif": {"save_all": True, "append_images": [Image.new("RGB", (20, 14), "blue")]},
+    ".ico": {},
+    ".jp2": {},
+    ".jpg": {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"},
+    ".png": {},
+    ".ppm": {},
+    ".qoi": {},
+    ".tga": {"compression": "tga_rle"},
+    ".tif": {"compression": "tiff_lzw"},
+    ".webp": {},
+}
+
+
+@pytest.fixture(scope="module")
+def files() -> Iterator[dict[str, bytes]]:
+    """A whole file of every kind; whatever damaged ones say, no large picture is made of them."""
+    noise = np.random.default_rng(0).integers(0, 256, (14, 20, 3), np.uint8)
+    found = {}
+    for suffix, options in KINDS.items():
+        stream = io.BytesIO()
+        kind = Image.registered_extensions()[suffix]
+        Image.fromarray(noise).save(stream, kind, **options)
+        found[suffix] = stream.getvalue()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "MOST_PIXELS", 100_000)
+        yield found
+
+
+@pytest.mark.filterwarnings("ignore")  # of damaged metadata; Pillow reads on
+@settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_damage_is_one_line(tmp_path: Path, files: dict[str, bytes], data: st.DataObject) -> None:
+    suffix = data.draw(st.sampled_from(sorted(files)))
+    content = bytearray(files[suffix])
+    # most of what can go wrong is in the headers
+    place = st.integers(0, len(content) - 1) | st.integers(0, min(100, len(content) - 1))
+    for i in data.draw(st.lists(place, max_size=4)):
+        content[i] = data.draw(st.integers(0, 255))
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))])
+    pixels, refusal = None, ""
+    try:
+        pixels = to_pixels(open_image(path), COLOUR)
+    except ValueError as error:
+        refusal = str(error)
+    assert "\n" not in refusal
+    if pixels is None:
+        assert refusal.startswith(f"cannot read {path}: ")
+    else:
+        assert pixels.shape == (3, 32, 32)
 
 
 # ── the value itself ────────────────────────────────────────────────────────────────────────────

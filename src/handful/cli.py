@@ -44,7 +44,9 @@ Source = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="`mnist50`, a directory of idx files, or a folder with one folder of images a class.",
+        help="`mnist50`; a folder with one folder of images a class, or train/, val/, test/ and "
+        "unlabelled/ of that; a table of path, label and split (.csv, .tsv, .parquet); arrays "
+        "(.npz, .npy); a directory of idx files; or a .zip or .tar of any of these.",
     ),
 ]
 Draws = Annotated[str, typer.Option(metavar="NUMBERS", help="Which images those are, a run each.")]
@@ -121,6 +123,14 @@ def train(
             rich_help_panel="Data",
         ),
     ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Refuse images with anything amiss, such as a file that cannot be read.",
+            rich_help_panel="Data",
+        ),
+    ] = False,
     dev: Annotated[
         bool,
         typer.Option(
@@ -163,6 +173,7 @@ def train(
         "data.draw": draw,
         "data.unlabelled": unlabelled or None,
         "data.pool": pool,
+        "data.strict": strict or None,
         "data.dev": dev or None,
         "control": control,
         "seed": seed,

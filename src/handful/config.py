@@ -32,7 +32,7 @@ class DataConfig(Frozen):
     """Which images, which of them are labelled, and what is held out."""
 
     source: str = "mnist50"
-    """`mnist50`, a directory of idx files, or a folder of class folders."""
+    """`mnist50`, or a folder, table, file of arrays or archive, as `handful train --help` says."""
     per_class: Count | None = None
     """Labelled images per class; None takes every label there is."""
     draw: Annotated[int, Field(ge=0)] | None = None
@@ -40,21 +40,26 @@ class DataConfig(Frozen):
     unlabelled: bool = False
     """Let the remaining training images join the pretext task without their labels."""
     pool: str | None = None
-    """A folder of more images, taken without labels: they join the pretext task."""
+    """More images without labels, in what a source may be: they join the pretext task."""
     dev: bool = False
     """Draw from training images 0-49,999, score on 50,000-59,999, leave the test file shut."""
     holdout: Fraction = 0.2
     """Share of the labelled sources held out as a test split where nothing else can be one."""
     validation: Fraction = 0.2
-    """Share of the labelled sources that chooses the length of training; 0 fixes the length."""
+    """Share of the labelled sources that chooses the length of training; 0 fixes the length.
+
+    A source's own validation images take the place of the share; with 0 they train like others.
+    """
     split_seed: Annotated[int, Field(ge=0)] = 0
     """Which sources are held out."""
     copies: Annotated[int, Field(ge=0)] = 0
     """Rotated and shifted copies made of each training image before anything else."""
     size: Annotated[int, Field(ge=8, le=512)] | None = None
     """Images of a folder are brought to size × size pixels; None chooses from the files."""
-    prepare: Literal["auto", "digits", "letterbox"] = "auto"
-    """How image files become arrays: centred as MNIST was, or scaled whole into the frame."""
+    prepare: Literal["auto", "digits", "letterbox", "crop"] = "auto"
+    """How pictures become arrays: centred as MNIST was, scaled whole into the frame or cut."""
+    strict: bool = False
+    """Refuse a source in which something is amiss, instead of listing it and going on."""
 
 
 class ViewsConfig(Frozen):

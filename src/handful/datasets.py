@@ -1,24 +1,27 @@
-"""Everything becomes an ImageSet: the bundled mnist50, idx files, folders of pictures."""
+"""Everything becomes an ImageSet: mnist50, and whatever else a source may be."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
-from handful import folders, idx
+from handful import folders, idx, sources
 from handful.config import DataConfig
 from handful.folders import OnRow
-from handful.images import UNLABELLED, ImageSet, concatenate
-from handful.pictures import Preparation, is_prepared_digit, to_pixels
+from handful.images import ImageSet, concatenate
+from handful.pictures import Kind, Part, Preparation, Role, is_prepared_digit
+from handful.sources import Piece
 
 OFFICIAL = "official test set"
-NAMED = 5  # unreadable files that the notes name; the rest are counted
+NAMED = 5  # things amiss that the notes name; the rest are counted
+SMALLEST, LARGEST = 8, 128  # pixels a side that arrays are brought to unless data.size says more
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +32,8 @@ class Dataset:
     test: None where the source has no test split. No source number of it occurs in `train`.
     test_of: what the test split is, for people; empty where there is none.
     notes: lines for people: what was found, what was skipped and why.
+    validation: labelled images that the source sets apart for that, None where it does not; no
+    source number of theirs occurs elsewhere.
     """
 
     train: ImageSet
@@ -36,6 +41,12 @@ class Dataset:
     test_of: str
     preparation: Preparation
     notes: tuple[str, ...]
+    validation: ImageSet | None = None
+
+    @property
+    def parts(self) -> list[ImageSet]:
+        """Those that there are."""
+        return [part for part in (self.train, self.validation, self.test) if part is not None]
 
 
 def load(config: DataConfig, on_row: OnRow | None = None) -> Dataset:
@@ -44,53 +55,8 @@ def load(config: DataConfig, on_row: OnRow | None = None) -> Dataset:
     on_row: called with rows that tell how far the reading of many files is.
     Raises ValueError with one line naming the folder, file or class that is amiss.
     """
-    dataset = _source(config, on_row)
-    return dataset if config.pool is None else _with_pool(dataset, config.pool, on_row)
-
-
-def _source(config: DataConfig, on_row: OnRow | None) -> Dataset:
-    if config.source == "mnist50":
-        return _bundled(config)
-    folder = _folder(config.source)
-    if idx.find(folder):
-        dataset = _idx_dataset(folder, config)
-    else:
-        dataset = _folder_dataset(folder, config, on_row)
-    if len(dataset.train.class_names) < 2:
-        raise ValueError(
-            f"{folder} has one class only, {dataset.train.class_names[0]}: a classifier needs two"
-        )
-    return dataset
-
-
-def _with_pool(dataset: Dataset, pool: str, on_row: OnRow | None) -> Dataset:
-    """The same with the images in the folder `pool` as unlabelled ones.
-
-    What the source has already is left out: its test images must not train anything, and a labelled
-    image is no second one because it lies in two places.
-    """
-    folder, names = _folder(pool), dataset.train.class_names
-    unreadable: list[str]
-    found = idx.find(folder)
-    if found:
-        images = _matched(_read_idx_part(folder, found, "train"), names, pool, other_classes=True)
-        images, unreadable = _prepared(images, dataset.preparation), []
-    else:
-        images, unreadable = folders.read_unlabelled(folder, names, dataset.preparation, on_row)
-    held = [dataset.train] if dataset.test is None else [dataset.train, dataset.test]
-    known = np.concatenate([part.fingerprints() for part in held])
-    values, once = np.unique(images.fingerprints(), return_index=True)
-    new = torch.from_numpy(np.sort(once[~np.isin(values, known)]))
-    all_of_it, images = len(images), images.select(new).without_labels()
-    first = 1 + max(int(part.sources.max()) for part in held if len(part))
-    paths = images.paths or ("",) * len(images)
-    images = replace(images, sources=torch.arange(len(images)) + first, paths=paths)
-    train = concatenate([dataset.train, images]) if len(images) else dataset.train
-    note = f"pool: {len(images):,} images in {folder}"
-    if len(images) < all_of_it:
-        note += f"; {all_of_it - len(images):,} that are there twice or in the source are left out"
-    notes = (*dataset.notes, note, *_unreadable(unreadable))
-    return replace(dataset, train=train, notes=notes)
+    dataset = _bundled(config) if config.source == "mnist50" else _source(config, on_row)
+    return dataset if config.pool is None else _with_pool(dataset, config, on_row)
 
 
 def load_images(
@@ -103,8 +69,9 @@ def load_images(
 ) -> tuple[ImageSet, str]:
     """Images to try a model on, prepared as its own were, with labels numbered as its classes.
 
-    source: `mnist50` or a directory with a test split (that split is taken), any other directory of
-    idx files or folder of class folders (all of it), or a folder of pictures (unlabelled).
+    source: as `load` takes it. Of one with a test split that split is taken, else its validation
+    split if it has one, else all of it but what it keeps apart as unlabelled; a folder of pictures
+    without class folders will do, and is unlabelled.
     on_row: as `load` has it. With the images comes what they are of the source, for people.
 
     Raises ValueError as `load` does, for files that cannot be read and for class names that are not
@@ -113,25 +80,25 @@ def load_images(
     if source == "mnist50":
         images = _bundled(DataConfig()).test
         assert images is not None
-        images = _matched(images, class_names, source, other_classes)
-        return _prepared(images, preparation), "MNIST's official test images"
-    folder = _folder(source)
-    found = idx.find(folder)
-    if found:
-        part = "test" if "test-images" in found else "train"
-        images = _matched(_read_idx_part(folder, found, part), class_names, source, other_classes)
-        return _prepared(images, preparation), f"all of {found[f'{part}-images']}"
-    parts = [folder / name for name in ("test", "train") if folders.has_folders(folder / name)]
-    root = parts[0] if parts else folder
-    if folders.has_folders(root):
-        names = folders.class_names(root)
-        images, skipped = folders.read_classes(root, names, preparation, on_row)
-    else:
-        images, skipped = folders.read_unlabelled(root, class_names, preparation, on_row)
+        images = sources.matched(images, class_names, source, other_classes)
+        return sources.prepared(images, preparation), "MNIST's official test images"
+    place, inside = sources.located(source)
+    pieces, skipped = sources.pieces(place, inside)
+    if place.is_dir() and not idx.find(place) and not folders.has_folders(place):
+        pieces = [sources.flat(place)]
+    order: tuple[Role, ...] = ("test", "validation", "train", "unlabelled")
+    role = min((piece.role for piece in pieces), key=order.index)
+    chosen = [piece for piece in pieces if piece.role == role]
+    read = [
+        sources.ready(piece, piece.open(), class_names, preparation, other_classes, on_row)
+        for piece in chosen
+    ]
+    images = concatenate([images for images, _ in read])
+    skipped += [line for _, lines in read for line in lines]
     if skipped:
         count = f"{len(skipped)} file{'s' * (len(skipped) > 1)} of {source} cannot be read"
         raise ValueError(f"{count}, repair or remove: {skipped[0]}")
-    return _matched(images, class_names, source, other_classes), f"all of {root}"
+    return _renumbered(images, 0), f"all of {chosen[0].origin}"
 
 
 def fetch_mnist(out: Path) -> None:
@@ -170,7 +137,8 @@ def scores_on_mnist(source: str) -> bool:
     if source == "mnist50":
         return True
     name = "t10k-images-idx3-ubyte"
-    found = idx.find(_folder(source)).get("test-images")
+    place, _ = sources.located(source)
+    found = idx.find(place).get("test-images") if place.is_dir() else None
     return found is not None and _is_official(found, idx.MNIST_SHA256[name])
 
 
@@ -181,16 +149,143 @@ def _is_official(path: Path, digest: str) -> bool:
         return False
 
 
-def _folder(source: str) -> Path:
-    folder = Path(source).expanduser()
-    if not folder.exists():
+def _source(config: DataConfig, on_row: OnRow | None) -> Dataset:
+    place, inside = sources.located(config.source)
+    official = place.is_dir() and bool(idx.find(place))
+    if config.dev and not official:
+        raise ValueError(f"--dev needs a directory of idx files, and {place} has none")
+    pieces, amiss = sources.pieces(place, inside)
+    opened = {piece: piece.open() for piece in pieces if not (config.dev and piece.role == "test")}
+    first = next((found for piece, found in opened.items() if piece.role == "train"), None)
+    if first is None:
         raise ValueError(
-            f"{source} does not exist: give mnist50, a directory of idx files or a folder of "
-            "class folders"
+            f"{place} has {pieces[0].role} images but none to train with: put those into train/, "
+            "or call them so"
         )
-    if not folder.is_dir():
-        raise ValueError(f"{source} is a file: give the folder that holds the images")
-    return folder
+    names = _enough(sources.classes(first), place)
+    preparation = _preparation(first, config, official)
+    sets: dict[Role, list[ImageSet]] = defaultdict(list)
+    notes = [f"{config.source}: unpacked into {inside}"] * (inside is not None)
+    for piece, found in opened.items():
+        images, skipped = sources.ready(piece, found, names, preparation, on_row=on_row)
+        amiss += skipped
+        sets[piece.role].append(images)
+        notes.append(_note(piece, images, place, config))
+    test_of = OFFICIAL if official else _test_of(place)
+    if config.dev:
+        (images,) = sets["train"]
+        last = torch.arange(len(images)) >= len(images) - len(images) // 6
+        sets["train"], sets["test"] = [images.select(~last)], [images.select(last)]
+        test_of = f"training images from number {int((~last).sum()):,} on"
+        notes.append(f"development: scored on {test_of}; the test files stay shut")
+    notes += [f"each picture: {preparation.describe()}"] * (not official)
+    if place.is_dir() and not official:
+        others = folders.other_files(place)
+        notes += [f"not pictures: {others}"] * bool(others)
+    notes += [*_alike(names), *_amiss(amiss, config, _alike(names))]
+    return _assembled(sets, test_of, preparation, notes)
+
+
+def _test_of(place: Path) -> str:
+    return f"images in {place.resolve().name}{'/test' if place.is_dir() else ' (test)'}"
+
+
+def _enough(names: list[str], place: Path) -> list[str]:
+    if not names:
+        raise ValueError(f"no image of {place} has a label: a classifier needs two classes")
+    if len(names) < 2:
+        raise ValueError(f"{place} has one class only, {names[0]}: a classifier needs two")
+    return names
+
+
+def _note(piece: Piece, images: ImageSet, place: Path, config: DataConfig) -> str:
+    if piece.role == "train":
+        return f"{place}: {images.describe()}"
+    note = f"{piece.role}: {len(images):,} images"
+    if piece.role == "unlabelled":
+        note += f" in {piece.origin}"
+    elif piece.role == "validation" and config.per_class:
+        note += ", left out: the labels of this run are those of --per-class"
+    elif piece.role == "validation" and not config.validation:
+        note += ", which train as well: data.validation is 0"
+    return note
+
+
+def _assembled(
+    sets: Mapping[Role, list[ImageSet]], test_of: str, preparation: Preparation, notes: list[str]
+) -> Dataset:
+    """Every image its own source. Raises ValueError for test images without any label."""
+    train = _renumbered(concatenate([*sets["train"], *sets["unlabelled"]]), 0)
+    judging: list[ImageSet | None] = []
+    first = len(train)
+    for role in ("validation", "test"):
+        images = concatenate(sets[role]) if sets[role] else None
+        if images is not None and not (images.labels >= 0).any():
+            raise ValueError(f"no {role} image has a label: add some, or leave the images out")
+        judging.append(images and _renumbered(images, first))
+        first += len(images or ())
+    validation, test = judging
+    return Dataset(train, test, test_of if test else "", preparation, tuple(notes), validation)
+
+
+def _renumbered(images: ImageSet, first: int) -> ImageSet:
+    return replace(images, sources=torch.arange(len(images)) + first)
+
+
+def _preparation(first: ImageSet | Part, config: DataConfig, official: bool) -> Preparation:
+    """How the training images are prepared, and with them all others."""
+    if isinstance(first, Part):
+        return folders.preparation_for([path for path, _ in first.files], config)
+    side = max(first.size)
+    if official and config.size not in (None, side):
+        raise ValueError(
+            f"data.size = {config.size}: the idx images are {side} × {side} and stay so; "
+            "leave it out"
+        )
+    digits = config.prepare == "digits"
+    if config.prepare == "auto" and first.channels == 1 and (official or first.size == (28, 28)):
+        sample = first.images[folders.spread(len(first)), 0].numpy()
+        digits = all(map(is_prepared_digit, sample))
+    size = side if official else config.size or min(max(side, SMALLEST), LARGEST)
+    grey = digits or first.channels == 1
+    kind: Kind = "crop" if config.prepare == "crop" else "letterbox"
+    return Preparation("digits" if digits else kind, size, 1 if grey else 3)
+
+
+def _with_pool(dataset: Dataset, config: DataConfig, on_row: OnRow | None) -> Dataset:
+    """The same with the images in `config.pool` as unlabelled ones.
+
+    What the source has already is left out: its test images must not train anything, and a labelled
+    image is no second one because it lies in two places.
+    """
+    assert config.pool is not None
+    place, inside = sources.located(config.pool)
+    pieces, amiss = sources.pieces(place, inside)
+    if place.is_dir() and not idx.find(place):
+        pieces = [sources.flat(place)]
+    sets = []
+    for piece in pieces:
+        if piece.role in ("train", "unlabelled"):
+            names, preparation = dataset.train.class_names, dataset.preparation
+            found, skipped = sources.ready(piece, piece.open(), names, preparation, True, on_row)
+            sets.append(found)
+            amiss += skipped
+    if not sets:
+        raise ValueError(f"{place} has {pieces[0].role} images only: a pool takes others")
+    images = concatenate(sets)
+    known = np.concatenate([part.fingerprints() for part in dataset.parts])
+    values, once = np.unique(images.fingerprints(), return_index=True)
+    new = torch.from_numpy(np.sort(once[~np.isin(values, known)]))
+    all_of_it, images = len(images), images.select(new).without_labels()
+    first = 1 + max(int(part.sources.max()) for part in dataset.parts if len(part))
+    paths = images.paths or ("",) * len(images)
+    images = replace(_renumbered(images, first), paths=paths)
+    train = concatenate([dataset.train, images]) if len(images) else dataset.train
+    note = f"pool: {len(images):,} images in {place}"
+    if len(images) < all_of_it:
+        note += f"; {all_of_it - len(images):,} that are there twice or in the source are left out"
+    notes = (*dataset.notes, note, *_amiss(amiss, config))
+    return replace(dataset, train=train, notes=notes)
 
 
 def _bundled(config: DataConfig) -> Dataset:
@@ -211,140 +306,25 @@ def _bundled(config: DataConfig) -> Dataset:
     return Dataset(train, test, OFFICIAL, Preparation("digits", 28, 1), (note,))
 
 
-def _idx_dataset(folder: Path, config: DataConfig) -> Dataset:
-    found = idx.find(folder)
-    train = _read_idx_part(folder, found, "train")
-    test, test_of, notes = None, "", [f"{folder}: {train.describe()}"]
-    side = train.size[0]
-    if config.size not in (None, side):
-        raise ValueError(
-            f"data.size = {config.size}: the idx images are {side} × {side} and stay so; "
-            "leave it out"
-        )
-    sample = train.images[folders.spread(len(train)), 0].numpy()
-    if config.dev:
-        first = len(train) - len(train) // 6
-        positions = torch.arange(len(train))
-        train, test = train.select(positions[:first]), train.select(positions[first:])
-        test_of = f"training images from number {first:,} on"
-        notes.append(f"development: scored on {test_of}; the test files stay shut")
-    elif "test-images" in found:
-        test = _read_idx_part(folder, found, "test")
-        if test.size != train.size:
-            raise ValueError(f"{folder}: training images are {train.size}, test images {test.size}")
-        test = _matched(test, train.class_names, str(found["test-labels"]))
-        test, test_of = replace(test, sources=test.sources + len(train)), OFFICIAL
-        notes.append(f"test: {len(test):,} images")
-    digits = config.prepare == "digits" or (
-        config.prepare == "auto" and all(map(is_prepared_digit, sample))
-    )
-    preparation = Preparation("digits" if digits else "letterbox", side, 1)
-    return Dataset(train, test, test_of, preparation, tuple(notes))
+def _alike(names: Sequence[str]) -> list[str]:
+    """A line for each group of names that a person would take for one."""
+    groups = defaultdict(list)
+    for name in names:
+        groups[unicodedata.normalize("NFKC", name).casefold()].append(name)
+    return [
+        f"classes {' and '.join(group)} differ in case or accents' coding only: rename one if they "
+        "are the same"
+        for group in groups.values()
+        if len(group) > 1
+    ]
 
 
-def _read_idx_part(folder: Path, found: dict[str, Path], part: str) -> ImageSet:
-    """The images of one part; their classes are the numbers that occur in its labels."""
-    for kind in ("images", "labels"):
-        if f"{part}-{kind}" not in found:
-            raise ValueError(f"{folder} has idx files, but no {part} {kind} among them")
-    image_path, label_path = found[f"{part}-images"], found[f"{part}-labels"]
-    images, labels = idx.read_idx(image_path), idx.read_idx(label_path)
-    if images.ndim != 3 or images.shape[1] != images.shape[2] or not images.size:
-        raise ValueError(f"{image_path} holds {images.shape}: expected square images (N, S, S)")
-    if labels.shape != images.shape[:1]:
-        raise ValueError(
-            f"{image_path} has {len(images):,} images and {label_path} holds {labels.shape} "
-            "labels: they do not belong together"
-        )
-    values = np.unique(labels).tolist()
-    if part == "train":
-        _check_range(values, label_path)
-    numbers = torch.from_numpy(np.searchsorted(values, labels))
-    names = [str(value) for value in values]
-    return ImageSet.of(torch.from_numpy(images)[:, None], numbers, names)
-
-
-def _check_range(values: list[int], path: Path) -> None:
-    """Classes are numbered without a gap from 0 or 1; a stray label betrays itself by one."""
-    start = min(values[0], 1)
-    for expected, value in enumerate(values, start):
-        if value != expected:
-            raise ValueError(
-                f"{path} has a label {value} but none {expected}: it lies outside the range of "
-                f"classes, which are numbered from {start} without gaps"
-            )
-
-
-def _folder_dataset(folder: Path, config: DataConfig, on_row: OnRow | None) -> Dataset:
-    if config.dev:
-        raise ValueError(f"--dev needs a directory of idx files, and {folder} has none")
-    divided = folders.has_folders(folder / "train")
-    if not divided and folders.has_folders(folder / "test"):
-        raise ValueError(f"{folder} has test/ with class folders but no train/ with class folders")
-    root = folder / "train" if divided else folder
-    names = folders.class_names(root)
-    paths = [path for name in names for path in folders.pictures(root / name)]
-    preparation = folders.preparation_for(paths, config)
-    train, skipped = folders.read_classes(root, names, preparation, on_row)
-    test, notes = None, [f"{folder}: {train.describe()}"]
-    if divided and (folder / "test").is_dir():
-        test_names = folders.class_names(folder / "test")
-        test, more = folders.read_classes(folder / "test", test_names, preparation, on_row)
-        test = _matched(test, names, str(folder / "test"))
-        skipped += more
-        notes.append(f"test: {len(test):,} images")
-    for extra in folders.unlabelled(folder, root):
-        images, more = folders.read_unlabelled(extra, names, preparation, on_row)
-        train = concatenate([train, replace(images, sources=images.sources + len(train))])
-        skipped += more
-        notes.append(f"unlabelled: {len(images):,} images in {extra}")
-    if test is not None:
-        test = replace(test, sources=test.sources + len(train))
-    test_of = f"images in {folder.resolve().name}/test" if test is not None else ""
-    notes += _left_out(folder, skipped)
-    return Dataset(train, test, test_of, preparation, tuple(notes))
-
-
-def _left_out(folder: Path, skipped: list[str]) -> list[str]:
-    """Notes on the files that are no pictures and on those that could not be read."""
-    others = folders.other_files(folder)
-    return [f"not pictures: {others}"] * bool(others) + _unreadable(skipped)
-
-
-def _unreadable(skipped: Sequence[str]) -> list[str]:
-    notes = [f"skipped: {reason}" for reason in skipped[:NAMED]]
+def _amiss(skipped: Sequence[str], config: DataConfig, doubtful: Sequence[str] = ()) -> list[str]:
+    """Notes on what was skipped. Raises ValueError where nothing may be amiss, and something is."""
+    if config.strict and (skipped or doubtful):
+        first = [*skipped, *doubtful][0]
+        raise ValueError(f"--strict: {len(skipped) + len(doubtful)} amiss, the first: {first}")
+    notes = [f"skipped: {line}" for line in skipped[:NAMED]]
     if len(skipped) > NAMED:
-        notes.append(f"skipped: {len(skipped) - NAMED} more unreadable files")
+        notes.append(f"skipped: {len(skipped) - NAMED} more")
     return notes
-
-
-def _matched(
-    images: ImageSet, class_names: Sequence[str], origin: str, other_classes: bool = False
-) -> ImageSet:
-    """The same images with labels numbered as in `class_names`, matched by name."""
-    place = {name: number for number, name in enumerate(class_names)}
-    occurring = torch.unique(images.labels[images.labels >= 0]).tolist()
-    unknown = [name for i in occurring if (name := images.class_names[i]) not in place]
-    if unknown and not other_classes:
-        raise ValueError(
-            f"{origin} has classes that were not trained: {_some(unknown)}; trained were "
-            f"{_some(class_names)}"
-        )
-    # The last entry is the one that a label of -1 looks up.
-    numbers = [place.get(name, UNLABELLED) for name in images.class_names] + [UNLABELLED]
-    labels = torch.tensor(numbers)[images.labels]
-    return replace(images, labels=labels, class_names=tuple(class_names))
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:8]) + (f" and {len(listed) - 8} more" if len(listed) > 8 else "")
-
-
-def _prepared(images: ImageSet, preparation: Preparation) -> ImageSet:
-    """Grey arrays brought to a model's size and channels; those that fit stay as they are."""
-    if images.images.shape[1:] == (preparation.channels, preparation.size, preparation.size):
-        return images
-    pictures = (Image.fromarray(pixels) for pixels in images.images[:, 0].numpy())
-    arrays = np.stack([to_pixels(picture, preparation) for picture in pictures])
-    return replace(images, images=torch.from_numpy(arrays))

@@ -55,6 +55,10 @@ PREPARED = {
         "the whole picture, upright as its EXIF data ask, shrunk or enlarged (bicubic) until it "
         "fits and centred on the median colour of its border"
     ),
+    "crop": (
+        "the largest square in the middle of the picture, upright as its EXIF data ask, shrunk or "
+        "enlarged (bicubic) to the frame"
+    ),
 }
 """What the file leaves to who calls it, for each kind of `Preparation`."""
 

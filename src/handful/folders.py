@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,11 +18,30 @@ from numpy.typing import NDArray
 
 from handful.config import DataConfig
 from handful.images import UNLABELLED, ImageSet
-from handful.pictures import Preparation, is_grey, is_prepared_digit, open_image, to_pixels
+from handful.pictures import (
+    Kind,
+    Part,
+    Preparation,
+    Role,
+    is_grey,
+    is_prepared_digit,
+    legible,
+    open_image,
+    to_pixels,
+)
 
 PICTURES = frozenset(
-    {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"}
-    | {".tif", ".tiff", ".webp"}
+    {".apng", ".avif", ".bmp", ".dds", ".dib", ".gif", ".icns", ".ico", ".j2k", ".jfif", ".jp2"}
+    | {".jpe", ".jpeg", ".jpg", ".jpx", ".pbm", ".pcx", ".pfm", ".pgm", ".png", ".pnm", ".ppm"}
+    | {".psd", ".qoi", ".rgb", ".sgi", ".tga", ".tif", ".tiff", ".webp", ".xbm", ".xpm"}
+)
+"""What Pillow reads without the help of other programs; films and what is rare aside."""
+SPLITS: tuple[tuple[Role, str], ...] = (
+    ("train", "train"),
+    ("validation", "val"),
+    ("validation", "valid"),
+    ("validation", "validation"),
+    ("test", "test"),
 )
 UNLABELLED_NAMES = ("unlabelled", "unlabeled")
 SAMPLED = 64  # files of a folder that decide how all of it is prepared
@@ -41,23 +60,34 @@ class Read(NamedTuple):
 def visible(folder: Path) -> list[Path]:
     """What a folder holds, hidden and system entries aside, `img2` before `img10`."""
     names = (path for path in folder.iterdir() if not path.name.startswith((".", "__")))
-    return sorted(names, key=lambda path: (_natural(path.name), path.name))
+    return sorted(names, key=lambda path: natural(path.name))
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural(name: str) -> tuple[list[tuple[int, str]], str]:
+    """A key by which names sort as people count."""
     pieces = re.split(r"([0-9]+)", name.casefold())
-    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces]
+    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces], name
 
 
 def has_folders(folder: Path) -> bool:
     return folder.is_dir() and any(path.is_dir() for path in visible(folder))
 
 
-def files(folder: Path) -> list[Path]:
-    """Every file in a folder and below it, in natural order."""
+def files(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
+    """Every file in a folder and below it, in natural order.
+
+    above: the folders that links led out of. A link to what holds one of them leads nowhere new.
+    """
     found: list[Path] = []
     for path in visible(folder):
-        found += files(path) if path.is_dir() else [path]
+        if not path.is_dir():
+            found.append(path)
+        elif not path.is_symlink():
+            found += files(path, above)
+        else:
+            through, target = (*above, folder.resolve()), path.resolve()
+            if not any(other.is_relative_to(target) for other in through):
+                found += files(path, through)
     return found
 
 
@@ -78,7 +108,7 @@ def matching(pattern: Path) -> list[Path]:
     found = [path for path in matches if path.is_file()]
     if not found:
         raise ValueError(f"no file matches {pattern}")
-    return sorted(found, key=lambda path: [(_natural(part), part) for part in path.parts])
+    return sorted(found, key=lambda path: [(natural(part), part) for part in path.parts])
 
 
 def other_files(folder: Path) -> str:
@@ -106,48 +136,52 @@ def class_names(part: Path) -> list[str]:
     return names
 
 
-def unlabelled(*places: Path) -> list[Path]:
-    """The folders of pictures without labels that lie in these places, each once."""
-    inside = (place / name for place in places for name in UNLABELLED_NAMES)
-    return [folder for folder in dict.fromkeys(inside) if folder.is_dir()]
+def places(folder: Path) -> list[tuple[Role, Path]]:
+    """Where its parts are: train/, val/ and test/ with class folders, or the folder itself.
+
+    unlabelled/, on top or in train/, is a part of its own.
+    """
+    train, test = folder / "train", folder / "test"
+    found: list[tuple[Role, Path]] = [("train", folder)]
+    if has_folders(train):
+        found = [(role, folder / name) for role, name in SPLITS if (folder / name).is_dir()]
+    elif has_folders(test):
+        found = [("test", test)]
+    above = (folder, train) if has_folders(train) else (folder,)
+    apart = (place / name for place in above for name in UNLABELLED_NAMES)
+    return found + [("unlabelled", place) for place in apart if place.is_dir()]
 
 
-def read_classes(
-    part: Path, names: Sequence[str], preparation: Preparation, on_row: OnRow | None = None
+def part(role: Role, place: Path) -> Part:
+    """The pictures there, by class unless they are unlabelled. Raises ValueError for none."""
+    if role != "unlabelled":
+        names = class_names(place)
+        named = [(path, legible(name)) for name in names for path in pictures(place / name)]
+        return Part(role, str(place), named)
+    found = pictures(place)
+    if not found:
+        raise ValueError(f"{place} has no images")
+    return Part(role, str(place), [(path, None) for path in found])
+
+
+def read(
+    part: Part, names: Sequence[str], preparation: Preparation, on_row: OnRow | None = None
 ) -> Read:
-    """The pictures of all class folders, labelled by their folder.
+    """The pictures of a part, labels numbered as in `names`; those of other classes have none.
 
     on_row: called with rows that tell how far it is, where there are many.
-    Raises ValueError for a class none of whose files can be read.
+    Raises ValueError where no file can be read, or none of a class.
     """
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(names):
-        of_class = pictures(part / name)
-        paths += of_class
-        labels += [label] * len(of_class)
-    read = _decode(paths, labels, names, preparation, on_row)
-    for label, name in enumerate(names):
-        if not (read.images.labels == label).any():
-            reason = next(line for line in read.skipped if str(part / name) in line)
-            raise ValueError(f"class folder {part / name} has no readable image: {reason}")
-    return read
-
-
-def read_unlabelled(
-    folder: Path, names: Sequence[str], preparation: Preparation, on_row: OnRow | None = None
-) -> Read:
-    """All pictures in a folder and below it, without labels. Raises ValueError for none.
-
-    on_row: as `read_classes` has it.
-    """
-    paths = pictures(folder)
-    if not paths:
-        raise ValueError(f"{folder} has no images")
-    read = _decode(paths, [UNLABELLED] * len(paths), names, preparation, on_row)
-    if not len(read.images):
-        raise ValueError(f"{folder} has no readable image: {read.skipped[0]}")
-    return read
+    number = {name: i for i, name in enumerate(names)}
+    labels = [number.get(name or "", UNLABELLED) for _, name in part.files]
+    found = _decode([path for path, _ in part.files], labels, names, preparation, on_row)
+    if not len(found.images):
+        raise ValueError(f"{part.origin} has no readable image: {found.skipped[0]}")
+    for label in sorted(set(labels) - {UNLABELLED} - set(found.images.labels.tolist())):
+        first = next(path for path, name in part.files if name == names[label])
+        reason = next(line for line in found.skipped if legible(first) in line)
+        raise ValueError(f"class {names[label]} of {part.origin} has no readable image: {reason}")
+    return found
 
 
 def _decode(
@@ -184,7 +218,7 @@ def _decode(
             torch.from_numpy(images[: len(kept)]),
             torch.tensor([labels[i] for i in kept], dtype=torch.int64),
             names,
-            [str(paths[i]) for i in kept],
+            [legible(paths[i]) for i in kept],
         ),
         skipped,
     )
@@ -210,7 +244,7 @@ def preparation_for(paths: Sequence[Path], config: DataConfig) -> Preparation:
     sample = [facts for i in spread(len(paths)) if (facts := _facts(paths[i]))]
     grey = bool(sample) and all(facts.grey for facts in sample)
     mnist = bool(sample) and all(facts.mnist for facts in sample)
-    kind: Literal["digits", "letterbox"] = "letterbox"
+    kind: Kind = "crop" if config.prepare == "crop" else "letterbox"
     if config.prepare == "digits" or (config.prepare == "auto" and mnist):
         kind = "digits"
     side = float(np.median([facts.side for facts in sample] or [28]))

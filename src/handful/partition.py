@@ -60,9 +60,8 @@ def partition(config: RunConfig, dataset: Dataset) -> Partition:
     left_over = _left_over(config, dataset, labelled)
     if dataset.test is None and left_over is None and data.holdout:
         kept, held_out = _split(labelled, data.holdout, generator)
-    fit, validation = kept, None
-    if data.validation:
-        fit, validation = _split(kept, data.validation, generator)
+    fit, validation = _judged(config, dataset, kept, generator)
+    labels = len(fit) + len(validation or ())
 
     copies = devices.generator(config.seed, "copies")
     # of photographs nothing is ink: what turns out of the frame is mirrored in
@@ -101,9 +100,24 @@ def partition(config: RunConfig, dataset: Dataset) -> Partition:
         everything=everything,
         test=test,
         test_of=test_of,
-        labelled=len(kept),
+        labelled=labels,
         unlabelled=len(pool),
     )
+
+
+def _judged(
+    config: RunConfig, dataset: Dataset, kept: ImageSet, generator: torch.Generator
+) -> tuple[ImageSet, ImageSet | None]:
+    """What trains, of the labelled images that are `kept`, and what validates.
+
+    What the source sets apart for validation takes the place of a share of `kept`. Where nothing is
+    to validate, its labels train as well. With `--per-class` neither: the labels are those drawn.
+    """
+    given, share = dataset.validation, config.data.validation
+    if given is None or config.data.per_class:
+        return _split(kept, share, generator) if share else (kept, None)
+    given = given.labelled()
+    return (kept, given) if share else (concatenate([kept, given]), None)
 
 
 def _split(

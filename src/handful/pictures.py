@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import stat
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,30 +21,61 @@ DIGIT_BOX = 20 / 28  # MNIST: the longer side of the ink, as a share of the fram
 WORKING_SIDE = 112  # ink is looked for at this resolution: four times MNIST's
 BLANK_CONTRAST = 16.0  # grey levels: less than this on 0-255 is paper, not ink
 SPECK = 0.05  # a blob smaller than this share of the largest is dust
+MOST_PIXELS = 2**28 // 3  # of one picture: 256 MiB in colour
+NOT_OPENED = {"EPS", "WMF"}  # Pillow hands these to other programs
+
+
+Role = Literal["train", "validation", "test", "unlabelled"]
+
+
+class Part(NamedTuple):
+    """Picture files of one part of a data set, with the name of each one's class.
+
+    origin: what they are, for people. files: a file and its class, None where that is not known.
+    """
+
+    role: Role
+    origin: str
+    files: Sequence[tuple[Path, str | None]]
+
+
+Kind = Literal["digits", "letterbox", "crop"]
 
 
 @dataclass(frozen=True)
 class Preparation:
     """How pictures become the arrays that a model was trained on; travels in model.json.
 
-    kind: `digits` centres light ink on black as MNIST was made, `letterbox` fits the whole picture.
+    kind: `digits` centres light ink on black as MNIST was made, `letterbox` fits the whole picture,
+    `crop` the largest square in its middle.
     size: height and width in pixels. channels: 1 (grey) or 3 (RGB).
     """
 
-    kind: Literal["digits", "letterbox"]
+    kind: Kind
     size: int
     channels: Literal[1, 3]
 
     def __post_init__(self) -> None:
-        if self.kind not in ("digits", "letterbox"):
-            raise ValueError(f"unknown preparation {self.kind!r}: expected digits or letterbox")
+        if self.kind not in get_args(Kind):
+            known = ", ".join(get_args(Kind))
+            raise ValueError(f"unknown preparation {self.kind!r}: expected one of {known}")
         if self.size < 1 or self.channels not in (1, 3):
             raise ValueError(
                 f"preparation of {self.size} pixels and {self.channels} channels: expected a "
                 "positive size and 1 or 3 channels"
             )
         if self.kind == "digits" and self.channels != 1:
-            raise ValueError("digits are prepared in 1 channel; use letterbox for colour")
+            raise ValueError("digits are prepared in 1 channel; use letterbox or crop for colour")
+
+    def describe(self) -> str:
+        """One phrase for people: what becomes of a picture."""
+        done = {
+            "digits": "its ink centred as MNIST's is",
+            "letterbox": "fitted whole, the rest of the frame in the colour of its border",
+            "crop": "cut to the square in its middle",
+        }
+        colour = "grey" if self.channels == 1 else "colour"
+        return f"{done[self.kind]}; {self.size} × {self.size} pixels, {colour}"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -62,19 +95,50 @@ def open_image(path: Path | str) -> Image.Image:
     Raises ValueError with one line naming the file where it cannot be read.
     """
     try:
-        with Image.open(path) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
+        found = Path(path).stat()
+        # a pipe would be waited for
+        if stat.S_ISREG(found.st_mode) and found.st_size:
+            return _opened(path)
+        reason = "the file is empty"
+        if not stat.S_ISREG(found.st_mode):
+            reason = "it is a folder" if stat.S_ISDIR(found.st_mode) else "it is no regular file"
     except UnidentifiedImageError:
-        empty = not Path(path).stat().st_size
-        reason = "the file is empty" if empty else "not a picture in a known format"
+        reason = "not a picture in a known format"
     except OSError as error:
         reason = error.strerror.lower() if error.strerror else f"the file is damaged ({error})"
+    except _TooLarge as error:
+        reason = str(error)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        reason = "too many pixels to be safe; make it smaller first"
+        reason = f"more than the {MOST_PIXELS:,} pixels that are safe; make it smaller first"
     except Exception as error:  # decoders of damaged files raise whatever they stumble over
         reason = f"the file is damaged ({error})"
-    raise ValueError(f"cannot read {path}: {' '.join(reason.split())}")
+    raise ValueError(f"cannot read {legible(path)}: {' '.join(legible(reason).split())}")
+
+
+class _TooLarge(Exception):
+    pass
+
+
+def _opened(path: Path | str) -> Image.Image:
+    with Image.open(path, formats=_formats()) as image:
+        if image.width * image.height > MOST_PIXELS:
+            raise _TooLarge(
+                f"{image.width:,} × {image.height:,} pixels are more than the {MOST_PIXELS:,} that "
+                "are safe; make it smaller first"
+            )
+        image.load()
+        return ImageOps.exif_transpose(image)
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in Image.ID if name not in NOT_OPENED)
+
+
+def legible(name: Path | str) -> str:
+    """A name as text that can be written anywhere: bytes that are no text show as escapes."""
+    return str(name).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def to_pixels(image: Image.Image, preparation: Preparation) -> Bytes:
@@ -86,7 +150,10 @@ def to_pixels(image: Image.Image, preparation: Preparation) -> Bytes:
     flat = _flatten(image)
     if preparation.kind == "digits":
         return _digit(_in_mode(flat, "L"), preparation.size)[None]
-    return _letterbox(_in_mode(flat, "L" if preparation.channels == 1 else "RGB"), preparation.size)
+    plain = _in_mode(flat, "L" if preparation.channels == 1 else "RGB")
+    if preparation.kind == "crop" and plain.width != plain.height:
+        plain = ImageOps.fit(plain, (min(plain.size),) * 2)
+    return _letterbox(plain, preparation.size)
 
 
 def is_grey(image: Image.Image) -> bool:
@@ -143,7 +210,11 @@ def _letterbox(image: Image.Image, size: int) -> Bytes:
         ring = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
         median = np.rint(np.median(ring, axis=0)).astype(int)
         fill = tuple(median.tolist()) if image.mode == "RGB" else int(median)
-        image = ImageOps.contain(image, (size, size), Image.Resampling.BICUBIC)
+        if round(min(image.size) / max(image.size) * size):
+            image = ImageOps.contain(image, (size, size), Image.Resampling.BICUBIC)
+        else:  # a line, of which Pillow would leave nothing
+            line = (size, 1) if image.width > image.height else (1, size)
+            image = image.resize(line, Image.Resampling.BICUBIC)
         frame = Image.new(image.mode, (size, size), fill)
         frame.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
         image = frame

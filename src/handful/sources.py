@@ -1,0 +1,159 @@
+"""What a source is: a folder, a table, arrays, idx files or an archive; and what its parts hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from handful import archives, arrays, folders, idx, manifests
+from handful.folders import OnRow, Read
+from handful.images import UNLABELLED, ImageSet
+from handful.pictures import Part, Preparation, Role, to_pixels
+
+KINDS = "mnist50, a folder, a table (.csv, .tsv), arrays (.npz, .npy) or an archive (.zip, .tar)"
+
+
+class Piece(NamedTuple):
+    """A part of a source, before anything of it was read."""
+
+    role: Role
+    origin: str
+    open: Callable[[], ImageSet | Part]
+
+
+def located(source: str) -> tuple[Path, Path | None]:
+    """The folder, table or file of arrays that a source is, and the folder of its archive if any.
+
+    A folder that holds a table or arrays by their names is that.
+    """
+    path, inside = Path(source).expanduser(), None
+    if not path.exists():
+        raise ValueError(f"{source} does not exist: give {KINDS}")
+    if archives.is_archive(path):
+        inside = archives.unpacked(path)
+        path = _innermost(inside)
+    if path.is_dir():
+        other = None if idx.find(path) else arrays.find(path) or manifests.find(path)
+        return other or path, inside
+    if path.suffix.lower() not in arrays.SUFFIXES | manifests.SUFFIXES:
+        raise ValueError(f"{source} is a file of another kind: give {KINDS}")
+    return path, inside
+
+
+def _innermost(folder: Path) -> Path:
+    """What an archive is of, where it is of one file or folder; a folder of pictures is a class."""
+    while len(held := folders.visible(folder)) == 1:
+        (only,) = held
+        if only.is_file():
+            return only if only.suffix.lower() in arrays.SUFFIXES | manifests.SUFFIXES else folder
+        if all(path.suffix.lower() in folders.PICTURES for path in folders.visible(only)):
+            return folder
+        folder = only
+    return folder
+
+
+def pieces(place: Path, inside: Path | None) -> tuple[list[Piece], list[str]]:
+    """The parts of a source, one at least, and a line for each row of a table that is amiss."""
+    if place.is_dir():
+        found = idx.find(place)
+        if not found:
+            return [
+                Piece(role, str(path), partial(folders.part, role, path))
+                for role, path in folders.places(place)
+            ], []
+        parts: list[tuple[Role, str]] = [("train", "train")]
+        parts += [("test", "test")] * ("test-images" in found)
+        return [
+            Piece(
+                role, str(found.get(f"{part}-images")), partial(idx.read_part, place, found, part)
+            )
+            for role, part in parts
+        ], []
+    if place.suffix.lower() in arrays.SUFFIXES:
+        sets = arrays.read(place)
+        return [
+            Piece(role, f"{place} ({role})", partial(sets.pop, role)) for role in list(sets)
+        ], []
+    listed, skipped = manifests.read(place, inside)
+    return [Piece(part.role, part.origin, partial(_same, part)) for part in listed], skipped
+
+
+def _same(part: Part) -> Part:
+    return part
+
+
+def flat(folder: Path) -> Piece:
+    """All pictures in a folder and below it, whatever the folders in it are called."""
+    return Piece("unlabelled", str(folder), partial(folders.part, "unlabelled", folder))
+
+
+def classes(opened: ImageSet | Part) -> list[str]:
+    """The names of the classes that occur."""
+    if isinstance(opened, ImageSet):
+        occurring = torch.unique(opened.labels[opened.labels >= 0]).tolist()
+        return [opened.class_names[i] for i in occurring]
+    names = {name for _, name in opened.files if name is not None}
+    return sorted(names, key=folders.natural)
+
+
+def ready(
+    piece: Piece,
+    opened: ImageSet | Part,
+    names: Sequence[str],
+    preparation: Preparation,
+    other_classes: bool = False,
+    on_row: OnRow | None = None,
+) -> Read:
+    """The images of a part as a model takes them, and a line for each file that was not read."""
+    if isinstance(opened, ImageSet):
+        images = matched(opened, names, piece.origin, other_classes)
+        return Read(prepared(images, preparation), [])
+    if not other_classes:
+        _check_known(classes(opened), names, piece.origin)
+    return folders.read(opened, names, preparation, on_row)
+
+
+def matched(
+    images: ImageSet, class_names: Sequence[str], origin: str, other_classes: bool = False
+) -> ImageSet:
+    """The same images with labels numbered as in `class_names`, matched by name."""
+    if not other_classes:
+        _check_known(classes(images), class_names, origin)
+    place = {name: number for number, name in enumerate(class_names)}
+    # The last entry is the one that a label of -1 looks up.
+    numbers = [place.get(name, UNLABELLED) for name in images.class_names] + [UNLABELLED]
+    labels = torch.tensor(numbers)[images.labels]
+    return replace(images, labels=labels, class_names=tuple(class_names))
+
+
+def _check_known(occurring: Iterable[str], class_names: Sequence[str], origin: str) -> None:
+    unknown = [name for name in occurring if name not in class_names]
+    if unknown:
+        raise ValueError(
+            f"{origin} has classes that were not trained: {_some(unknown)}; trained were "
+            f"{_some(class_names)}"
+        )
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:8]) + (f" and {len(listed) - 8} more" if len(listed) > 8 else "")
+
+
+def prepared(images: ImageSet, preparation: Preparation) -> ImageSet:
+    """Arrays brought to a model's size and channels; those that fit stay as they are."""
+    if images.images.shape[1:] == (preparation.channels, preparation.size, preparation.size):
+        return images
+    pictures = (
+        Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+        for pixels in images.images.numpy()
+    )
+    stacked = np.stack([to_pixels(picture, preparation) for picture in pictures])
+    return replace(images, images=torch.from_numpy(stacked))
