@@ -35,10 +35,11 @@ def commands() -> list[list[str]]:
 
 @pytest.fixture
 def workplace(bundled: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with what the README takes for granted: photos of two classes, and one digit."""
+    """A folder with what the README takes for granted: photos of two classes, more, and a digit."""
     images = bundled.train
-    for i in range(40):
+    for i in range(45):
         folder = tmp_path / "photos" / images.class_names[int(images.labels[i]) % 2]
+        folder = folder if i < 40 else tmp_path / "more"
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(images.images[i, 0].numpy()).save(folder / f"{i}.png")
     shutil.copy(next((tmp_path / "photos").rglob("*.png")), tmp_path / "digit.png")

@@ -311,6 +311,41 @@ def embed(
 
 
 @app.command()
+def suggest(
+    places: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[RUN] POOL",
+            help="Images without labels, as a folder or any other source; before it the run whose "
+            "model shall learn from them. Without a run: which to label first of all.",
+        ),
+    ],
+    count: Annotated[int, typer.Option("-n", "--count", help="How many images.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is left to chance.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Say which images to label next: doubtful ones that differ from each other.
+
+    Label them, train again, and ask again: a few rounds of some images teach more than one of many.
+    """
+    if len(places) > 2:
+        raise ValueError(f"suggest takes a run and a pool, got {len(places)} places")
+    if as_json and as_csv:
+        raise ValueError("--json and --csv exclude each other: leave one out")
+    from handful import suggest as suggestions
+
+    run = Path(places[0]) if len(places) == 2 else None
+    with screen.progress() as progress:
+        found = suggestions.suggest(
+            run, places[-1], count, seed=seed, device=device, say=_note, on_row=progress.row
+        )
+    shown = screen.suggestions_csv if as_csv else screen.suggestions
+    typer.echo(screen.suggestions_json(found) if as_json else shown(found))
+
+
+@app.command()
 def export(
     run: Run,
     form: Annotated[

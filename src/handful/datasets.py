@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -99,6 +100,50 @@ def load_images(
         count = f"{len(skipped)} file{'s' * (len(skipped) > 1)} of {source} cannot be read"
         raise ValueError(f"{count}, repair or remove: {skipped[0]}")
     return _renumbered(images, 0), f"all of {chosen[0].origin}"
+
+
+class Pool(NamedTuple):
+    """Images without labels: where they lie, how they are prepared, and what could not be read."""
+
+    place: Path
+    images: ImageSet
+    preparation: Preparation
+    amiss: list[str]
+
+
+def load_pool(
+    source: str,
+    preparation: Preparation | None = None,
+    class_names: Sequence[str] = (),
+    on_row: OnRow | None = None,
+) -> Pool:
+    """All images of a source but those that test or validate, their labels forgotten.
+
+    source: as `load` takes it; of a folder every picture in it and below it.
+    preparation: None takes the one that fits the images. on_row: as `load` has it.
+    Raises ValueError as `load` does, and where there are no such images.
+    """
+    if source == "mnist50":
+        bundled = _bundled(DataConfig())
+        images = replace(bundled.train.without_labels(), class_names=tuple(class_names))
+        wanted = preparation or bundled.preparation
+        return Pool(Path(source), sources.prepared(images, wanted), wanted, [])
+    place, inside = sources.located(source)
+    pieces, amiss = sources.pieces(place, inside)
+    official = place.is_dir() and bool(idx.find(place))
+    if place.is_dir() and not official:
+        pieces = [sources.flat(place)]
+    sets = []
+    for piece in pieces:
+        if piece.role in ("train", "unlabelled"):
+            opened = piece.open()
+            preparation = preparation or _preparation(opened, DataConfig(), official)
+            found, skipped = sources.ready(piece, opened, class_names, preparation, True, on_row)
+            sets.append(found.without_labels())
+            amiss += skipped
+    if preparation is None or not any(map(len, sets)):
+        raise ValueError(f"{place} has {pieces[0].role} images only: a pool takes others")
+    return Pool(place, _renumbered(concatenate(sets), 0), preparation, amiss)
 
 
 def fetch_mnist(out: Path) -> None:
@@ -259,20 +304,8 @@ def _with_pool(dataset: Dataset, config: DataConfig, on_row: OnRow | None) -> Da
     image is no second one because it lies in two places.
     """
     assert config.pool is not None
-    place, inside = sources.located(config.pool)
-    pieces, amiss = sources.pieces(place, inside)
-    if place.is_dir() and not idx.find(place):
-        pieces = [sources.flat(place)]
-    sets = []
-    for piece in pieces:
-        if piece.role in ("train", "unlabelled"):
-            names, preparation = dataset.train.class_names, dataset.preparation
-            found, skipped = sources.ready(piece, piece.open(), names, preparation, True, on_row)
-            sets.append(found)
-            amiss += skipped
-    if not sets:
-        raise ValueError(f"{place} has {pieces[0].role} images only: a pool takes others")
-    images = concatenate(sets)
+    found = load_pool(config.pool, dataset.preparation, dataset.train.class_names, on_row)
+    place, images, amiss = found.place, found.images, found.amiss
     known = np.concatenate([part.fingerprints() for part in dataset.parts])
     values, once = np.unique(images.fingerprints(), return_index=True)
     new = torch.from_numpy(np.sort(once[~np.isin(values, known)]))

@@ -108,7 +108,7 @@ def matching(pattern: Path) -> list[Path]:
     found = [path for path in matches if path.is_file()]
     if not found:
         raise ValueError(f"no file matches {pattern}")
-    return sorted(found, key=lambda path: [(natural(part), part) for part in path.parts])
+    return sorted(found, key=lambda path: [natural(part) for part in path.parts])
 
 
 def other_files(folder: Path) -> str:

@@ -187,15 +187,17 @@ class Predictor:
     def _found(self, images: Tensor) -> list[tuple[Ranking, float | None]]:
         """Of each image its classes with their probabilities, best first, and its distance."""
         logits, distances = self.answers(images)
-        probabilities = _probabilities(logits)
+        away = [None if math.isnan(distance) else distance for distance in distances.tolist()]
+        return list(zip(self.rankings(_probabilities(logits)), away, strict=True))
+
+    def rankings(self, probabilities: Array) -> list[Ranking]:
+        """Classes with their probabilities (N, Y), best first, for each image."""
         order = np.argsort(-probabilities, axis=1, kind="stable")
         best = np.take_along_axis(probabilities, order, axis=1)
-        rankings = [
+        return [
             tuple(zip([self.class_names[i] for i in classes], row, strict=True))
             for classes, row in zip(order.tolist(), best.tolist(), strict=True)
         ]
-        away = [None if math.isnan(distance) else distance for distance in distances.tolist()]
-        return list(zip(rankings, away, strict=True))
 
     def _each_batch(
         self, images: Images, forward: Callable[[Tensor], Tensor], columns: int

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from handful.export import Exported
     from handful.forecast import Forecast
     from handful.predictor import Answer
+    from handful.suggest import Suggestion
 
 STAGES = {
     "read": "reading images",
@@ -364,6 +365,33 @@ def _csv_row(cells: Sequence[str]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="").writerow(cells)
     return text.getvalue()
+
+
+def suggestions(found: Sequence[Suggestion]) -> str:
+    """`suggest`: a line an image, with what the model takes it for."""
+    body = [["", "image", "could be" if found[0].ranking else ""]]
+    for place, (image, ranking) in enumerate(found, 1):
+        body.append([str(place), image, _named(ranking[:CANDIDATES])])
+    return table(body)
+
+
+def suggestions_json(found: Sequence[Suggestion]) -> str:
+    """`suggest --json`: an array with an object an image, the first to be labelled first."""
+    return as_json(
+        [
+            {
+                "image": image,
+                "candidates": [{"class": n, "probability": p} for n, p in ranking[:CANDIDATES]],
+            }
+            for image, ranking in found
+        ]
+    )
+
+
+def suggestions_csv(found: Sequence[Suggestion]) -> str:
+    """`suggest --csv`: a head and a row an image; the label is for people to fill in."""
+    rows = [[image, "", ranking[0][0] if ranking else ""] for image, ranking in found]
+    return "\n".join(_csv_row(row) for row in [["path", "label", "candidate"], *rows])
 
 
 def abstention(found: Abstention) -> str:

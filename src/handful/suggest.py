@@ -1,0 +1,141 @@
+"""Which images to label next: those that leave a doubt, and of these ones that differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from handful import datasets, runs
+from handful.estimator import SimCLREncoder
+from handful.folders import OnRow
+from handful.images import ImageSet
+from handful.predictor import Predictor, Ranking
+
+Array = np.ndarray[Any, Any]
+
+DOUBTFUL = 20
+"""Among so many times as are asked for, the most doubtful, images are chosen."""
+STARTS = 4
+"""First centres of groups that are tried."""
+
+
+class Suggestion(NamedTuple):
+    """An image that is worth a label."""
+
+    image: str
+    """Its file, or its number among the images of an array."""
+    ranking: Ranking
+    """Classes with their probabilities, best first; empty where there is no model to ask."""
+
+
+def suggest(
+    run: Path | None,
+    pool: str,
+    count: int,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    say: Callable[[str], None] | None = None,
+    on_row: OnRow | None = None,
+) -> list[Suggestion]:
+    """The images of a pool whose labels would teach a model most, at most `count`.
+
+    run: its model says what it doubts; images whose labels it knows are left out. None begins
+        without a label: an encoder is trained on the pool, and typical images are taken.
+    pool: as `datasets.load_pool` takes it. Labels in it are not looked at; an image that is there
+        twice counts once.
+    say, on_row: called with lines for people, and with rows that tell how far the reading is.
+    Raises ValueError for anything that a user can mend.
+    """
+    if count < 1:
+        raise ValueError(f"-n {count}: ask for at least one image")
+    say = say or (lambda line: None)
+    model = None if run is None else Predictor.load(run, device)
+    if model is None:
+        found = datasets.load_pool(pool, on_row=on_row)
+    else:
+        found = datasets.load_pool(pool, model.preparation, model.class_names, on_row)
+    for line in found.amiss:
+        say(f"skipped: {line}")
+    new = _without_label(found.images, run)
+    images = found.images.select(torch.from_numpy(new))
+    say(f"{found.place}: {len(images):,} of {len(found.images):,} images are new")
+    if not len(images):
+        raise ValueError(f"{pool} has no image that the run does not know: nothing to suggest")
+    if model is None:
+        say("an encoder learns what the images have in common")
+        pixels = images.images.numpy()
+        encoder = SimCLREncoder(random_state=seed, device=device).fit(pixels)
+        chosen = typical(encoder.transform(pixels), np.ones(len(images)), count, seed)
+        return [Suggestion(_name(images, new, i), ()) for i in chosen.tolist()]
+    probabilities = model.predict_proba(images)
+    chosen = worth_a_label(model.embed(images), probabilities, count, seed)
+    rankings = model.rankings(probabilities[chosen])
+    return [
+        Suggestion(_name(images, new, i), ranking)
+        for i, ranking in zip(chosen.tolist(), rankings, strict=True)
+    ]
+
+
+def _without_label(images: ImageSet, run: Path | None) -> NDArray[np.int64]:
+    """Positions of the images whose labels a run does not know, each image once."""
+    values, once = np.unique(images.fingerprints(), return_index=True)
+    arrays = {} if run is None else runs.RunFolder(run).arrays()
+    known = arrays.get("labelled_fingerprints", np.array([], np.uint64))
+    return np.sort(once[~np.isin(values, known)])
+
+
+def _name(images: ImageSet, numbers: NDArray[np.int64], i: int) -> str:
+    return images.paths[i] if images.paths and images.paths[i] else str(numbers[i])
+
+
+def doubt(probabilities: Array) -> NDArray[np.float64]:
+    """How near the second class comes to the first: 0 to 1 (N,) of probabilities (N, Y)."""
+    second, first = np.partition(probabilities, -2, axis=1)[:, -2:].T
+    found: NDArray[np.float64] = 1 - (first - second)
+    return found
+
+
+def worth_a_label(h: Array, probabilities: Array, count: int, seed: int = 0) -> NDArray[np.int64]:
+    """Positions of `count` images that leave a doubt and differ from each other, int64.
+
+    h: (N, D). probabilities: (N, Y). The most doubtful images fall into groups of similar h, which
+    lie where doubt is; the most typical one of each is taken (Zhdanov 2019, "Diverse mini-batch
+    active learning"). The most doubtful one comes first.
+    """
+    left = doubt(probabilities)
+    most = np.argsort(-left, kind="stable")[: count * DOUBTFUL]
+    chosen = most[typical(h[most], left[most], count, seed)]
+    found: NDArray[np.int64] = chosen[np.argsort(-left[chosen], kind="stable")]
+    return found
+
+
+def typical(h: Array, weight: Array, count: int, seed: int = 0) -> NDArray[np.int64]:
+    """Positions of one image from each of `count` groups of similar h, the largest group first.
+
+    h: (N, D), of which the direction counts. weight: (N,), how much each image draws the middle of
+    its group to itself; from there the nearest image is taken. All positions where N ≤ `count`.
+    """
+    from sklearn.cluster import KMeans
+
+    if len(h) <= count:
+        return np.arange(len(h))
+    units = h / np.maximum(np.linalg.norm(h, axis=1, keepdims=True), 1e-12)
+    distinct = len(np.unique(units, axis=0))
+    # some doubt everywhere: without any weight a group has no middle
+    means = KMeans(min(count, distinct), n_init=STARTS, random_state=seed)
+    group = means.fit(units, sample_weight=weight + 1e-6).labels_
+    away = np.linalg.norm(units - means.cluster_centers_[group], axis=1)
+    nearest = [members[away[members].argmin()] for members in _members(group)]
+    return np.array(nearest, np.int64)
+
+
+def _members(group: Array) -> list[NDArray[np.int64]]:
+    """Positions of each group's images, the largest group first."""
+    numbers, sizes = np.unique(group, return_counts=True)
+    return [np.flatnonzero(group == number) for number in numbers[np.argsort(-sizes)]]

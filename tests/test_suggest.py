@@ -1,0 +1,190 @@
+"""What is suggested is new, doubtful and varied, whatever is known of its labels."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from handful import cli, experiment
+from handful.datasets import Dataset
+from handful.predictor import Predictor
+from handful.suggest import doubt, suggest, typical, worth_a_label
+
+TINY = {
+    "network__width": 4, "pretext__steps": 2, "downstream__steps": 12, "downstream__checks": 2,
+    "tsne": False, "test_views": 1, "control": False,
+}  # fmt: skip
+
+
+def test_doubt_is_what_the_first_class_is_not_ahead_by() -> None:
+    probabilities = np.array([[0.1, 0.7, 0.2], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
+    np.testing.assert_allclose(doubt(probabilities), [0.5, 1.0, 0.0])
+
+
+def groups(count: int, of: int, seed: int = 0) -> np.ndarray[Any, Any]:
+    """`count` directions in space, `of` points near each, (count · of, 8)."""
+    rng = np.random.default_rng(seed)
+    middles = np.eye(8)[:count] * 5
+    return np.repeat(middles, of, 0) + rng.normal(0, 0.1, (count * of, 8))
+
+
+def test_one_image_of_each_group_is_typical() -> None:
+    h = groups(6, 30)
+    chosen = typical(h, np.ones(len(h)), 6)
+    assert sorted(chosen // 30) == list(range(6))
+    for i in chosen:  # nearer to the middle of its group than most of it
+        group = h[i // 30 * 30 : i // 30 * 30 + 30]
+        away = np.linalg.norm(group - group.mean(0), axis=1)
+        assert away[i % 30] < np.median(away)
+    # length says nothing, and the largest group comes first
+    lengths = np.random.default_rng(1).uniform(0.5, 9, (len(h), 1))
+    assert sorted(typical(h * lengths, np.ones(len(h)), 6) // 30) == list(range(6))
+    assert typical(h[20:], np.ones(len(h) - 20), 6)[-1] < 10
+
+
+def test_few_images_are_all_suggested_and_equal_ones_are_no_groups() -> None:
+    np.testing.assert_array_equal(typical(groups(2, 2), np.ones(4), 7), range(4))
+    same = np.ones((9, 3))
+    assert len(typical(same, np.zeros(9), 4)) == 1
+
+
+def test_doubtful_images_that_look_alike_are_suggested_once() -> None:
+    """Two hundred images of one kind are the most doubtful: they do not take all places."""
+    h = np.concatenate([groups(1, 200), groups(5, 40)[40:]])
+    probabilities = np.full((len(h), 2), [0.99, 0.01])
+    probabilities[:200] = [0.5, 0.5]
+    probabilities[200::10] = [0.7, 0.3]
+    chosen = worth_a_label(h, probabilities, 12)
+    assert chosen[0] < 200
+    assert len(set((chosen[chosen >= 200] - 200) // 40)) >= 3
+    assert all(chosen[chosen >= 200] % 10 == 0)  # of those that leave no doubt, none
+    left = doubt(probabilities)[chosen]
+    assert (left[:-1] >= left[1:]).all()
+
+
+@pytest.fixture(scope="module")
+def place(bundled: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of digits in class folders, which a run knows some of, and a pool of 60 others."""
+    root, images = tmp_path_factory.mktemp("place") / "photos", bundled.train
+    for i in range(260):
+        part = "known" if i < 200 else "pool"
+        folder = root / part / images.class_names[int(images.labels[i])]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images.images[i, 0].numpy()).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(place: Path) -> Path:
+    out = place.parent / "run"
+    experiment.train(str(place / "known"), out=out, recipe="fast", **TINY)
+    return out
+
+
+def test_images_that_the_run_knows_are_left_out(run: Path, place: Path) -> None:
+    said: list[str] = []
+    found = suggest(run, str(place), 1000, say=said.append)
+    names = {int(Path(one.image).stem) for one in found}
+    assert names == set(range(200, 260))
+    assert said[-1].endswith("60 of 260 images are new")
+    with pytest.raises(ValueError, match="no image that the run does not know"):
+        suggest(run, str(place / "known"), 5)
+
+
+def test_the_most_doubtful_come_first_with_what_they_could_be(run: Path, place: Path) -> None:
+    found = suggest(run, str(place / "pool"), 8)
+    assert len({one.image for one in found}) == 8
+    model = Predictor.load(run, "cpu")
+    for image, ranking in found:
+        assert ranking[0][0] == model.predict([image])[0]
+    left = [one.ranking[0][1] - one.ranking[1][1] for one in found]
+    assert left == sorted(left)
+    assert suggest(run, str(place / "pool"), 8) == found
+
+
+def test_labels_in_the_pool_are_not_looked_at(run: Path, place: Path, tmp_path: Path) -> None:
+    for i, path in enumerate(sorted((place / "pool").rglob("*.png"))):
+        folder = tmp_path / "pool" / str(i % 2)  # any two classes, none of them the run's
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / path.name).write_bytes(path.read_bytes())
+    ours, theirs = (suggest(run, str(p / "pool"), 6) for p in (place, tmp_path))
+    assert [Path(one.image).name for one in ours] == [Path(one.image).name for one in theirs]
+
+
+def test_an_image_that_is_there_twice_counts_once(run: Path, place: Path, tmp_path: Path) -> None:
+    paths = sorted((place / "pool").rglob("*.png"))[:5]
+    for path in paths:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+        (tmp_path / f"again-{path.name}").write_bytes(path.read_bytes())
+    assert len(suggest(run, str(tmp_path), 50)) == 5
+
+
+def test_without_a_run_the_first_labels_are_spread(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from handful import suggest as module
+
+    class Quick(module.SimCLREncoder):
+        def __init__(self, random_state: Any = None, device: str = "auto") -> None:
+            super().__init__(pretext_steps=3, width=4, random_state=random_state, device=device)
+
+    monkeypatch.setattr(module, "SimCLREncoder", Quick)
+    found = suggest(None, str(place / "pool"), 7)
+    assert len({one.image for one in found}) == 7
+    assert all(one.ranking == () for one in found)
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def ended(*words: object) -> tuple[int, str, str]:
+        code = cli.main(list(map(str, words)))
+        return code, *capsys.readouterr()
+
+    return ended
+
+
+def test_what_the_command_prints_is_a_table_to_fill_in(
+    command: Callable[..., tuple[int, str, str]], run: Path, place: Path
+) -> None:
+    code, out, err = command("suggest", run, place / "pool", "-n", 4, "--csv")
+    assert code == 0
+    assert "60 of 60 images are new" in err
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [row["label"] for row in rows] == [""] * 4
+    _, out, _ = command("suggest", run, place / "pool", "-n", 4, "--json")
+    records = json.loads(out)
+    assert [one["image"] for one in records] == [row["path"] for row in rows]
+    assert [one["candidates"][0]["class"] for one in records] == [r["candidate"] for r in rows]
+    _, out, _ = command("suggest", run, place / "pool", "-n", 4)
+    assert [line.split()[1] for line in out.splitlines()[1:]] == [row["path"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a", "b", "c"], "a run and a pool, got 3 places"),
+        (["RUN", "POOL", "-n", "0"], "-n 0: ask for at least one"),
+        (["RUN", "nowhere"], "nowhere does not exist"),
+        (["nowhere", "POOL"], "no run in nowhere"),
+        (["RUN", "POOL", "--csv", "--json"], "exclude each other"),
+    ],
+)
+def test_mistakes_are_one_line(
+    words: list[str],
+    message: str,
+    command: Callable[..., tuple[int, str, str]],
+    run: Path,
+    place: Path,
+) -> None:
+    known = {"RUN": str(run), "POOL": str(place / "pool")}
+    code, out, err = command("suggest", *(known.get(word, word) for word in words))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
