@@ -135,8 +135,8 @@ the paired difference. Commit {commit}.
 |---|---|---|---|
 {lines}
 
-At the end suggested labels leave **{mean:.0f} %** fewer errors ({low:.0f} to {high:.0f} %): the mean
-of each draw's share, with its interval.
+At the end suggested labels leave **{mean:.0f} %** fewer errors ({low:.0f} to {high:.0f} %): mean of
+each draw's share, with its interval.
 
 ![Errors by the number of labels](images/suggest.png)
 
