@@ -19,6 +19,7 @@ from handful import report
 from handful.config import RunConfig
 from handful.report.record import Record
 from handful.runs import HEADER, RunFolder
+from handful.wording import percent
 
 FIGURES = ("views", "pipeline", "curves", "tsne", "confusion", "reliability", "risk", "mistakes")
 DIGITS = tuple("0123456789")
@@ -488,3 +489,18 @@ def test_without_evidence_it_says_how_to_get_some(tmp_path: Path) -> None:
     assert "--set downstream.folds=4" in text
     assert "fitted to" not in text
     assert "--abstain" not in text
+
+
+def test_a_notebook_shows_figures_of_merit_and_pictures(whole: Path) -> None:
+    summary = json.loads((whole / "summary.json").read_text(encoding="utf-8"))
+    found = report.notebook(whole, summary)
+    assert percent(summary["test_accuracy"], summary["test_images"]) in found
+    assert "over the control" in found
+    assert found.count("<img src='data:image/") == 2
+    assert "http" not in found
+    nothing = dict.fromkeys(("test_accuracy", "validation_accuracy", "control_difference"))
+    bare = report.notebook(whole / "<nowhere>", summary | nothing | {"recipe": "<b>"})
+    assert "accuracy" not in bare
+    assert "<img" not in bare
+    assert "&lt;nowhere&gt;" in bare
+    assert "&lt;b&gt;" in bare

@@ -38,6 +38,10 @@ class Run(NamedTuple):
     def report(self) -> Path:
         return runs.RunFolder(self.path).report
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it."""
+        return report.notebook(self.path, self.summary)
+
 
 def train(
     source: str,

@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 
 from handful import plots
+from handful.report.card import card
 from handful.report.page import render
 from handful.report.record import Record
 from handful.runs import RunFolder
 from handful.wording import percent
 
-__all__ = ["build", "draw", "write"]
+__all__ = ["build", "draw", "notebook", "write"]
 
 FIGURES = ("pipeline", "views", "curves", "tsne", "confusion", "reliability", "risk", "mistakes")
+SHOWN = ("curves", "mistakes")
+"""Of these, what a notebook shows."""
 LAYOUTS: tuple[plots.Layout, ...] = ("wide", "narrow")
 
 
@@ -33,6 +36,13 @@ def build(run: Path) -> Path:
     draw(folder, summary)
     write(folder, summary)
     return folder.report
+
+
+def notebook(run: Path, summary: Mapping[str, Any]) -> str:
+    """HTML for a notebook: figures of merit and, of those that were drawn, two pictures."""
+    places = {name: RunFolder(run).figures / f"{name}.png" for name in SHOWN}
+    found = {name: place.read_bytes() for name, place in places.items() if place.is_file()}
+    return card(run.name, summary, found)
 
 
 def draw(folder: RunFolder, summary: Mapping[str, Any]) -> None:
