@@ -492,6 +492,7 @@ def test_without_evidence_it_says_how_to_get_some(tmp_path: Path) -> None:
 
 
 def test_a_notebook_shows_figures_of_merit_and_pictures(whole: Path) -> None:
+    report.build(whole)
     summary = json.loads((whole / "summary.json").read_text(encoding="utf-8"))
     found = report.notebook(whole, summary)
     assert percent(summary["test_accuracy"], summary["test_images"]) in found
