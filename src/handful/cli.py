@@ -328,7 +328,7 @@ def suggest(
 ) -> None:
     """Say which images to label next: doubtful ones that differ from each other.
 
-    Label them, train again, and ask again: a few rounds of some images teach more than one of many.
+    Label them, train again, and ask again. Labels that POOL has already are not looked at.
     """
     if len(places) > 2:
         raise ValueError(f"suggest takes a run and a pool, got {len(places)} places")
