@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Self
 from handful.wording import between, duration, percent, points, points_between
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.progress import TaskID
 
     from handful.confidence import Abstention
@@ -29,6 +31,7 @@ STAGES = {
     "downstream": "classifier",
     "keeping": "classifier, on all labels",
     "control": "control",
+    "audit": "judging labels",
     "predict": "reading images",
 }
 FIGURES = {
@@ -370,6 +373,14 @@ def abstention(found: Abstention) -> str:
     if found.threshold > 1:
         return f"no probability is enough for an answer; {vouched}{short}"
     return f"answers from a probability of {least} on; {vouched}{short}"
+
+
+def audit(counts: Mapping[str, int], place: Path) -> str:
+    """`audit`: how many findings of each kind, and where they are."""
+    rows = [(title, f"{count:,}") for title, count in counts.items()]
+    found = table(rows) if rows else "nothing was found"
+    files = [("page", str(place / "audit.html")), ("table", str(place / "audit.csv"))]
+    return f"{found}\n\n{table(files)}"
 
 
 def as_json(value: Any) -> str:
