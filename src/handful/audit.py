@@ -21,7 +21,7 @@ from torch import Tensor
 
 from handful import datasets, devices, doubts, networks, stages, twins
 from handful.confidence import Familiar
-from handful.config import RunConfig
+from handful.config import RunConfig, assignment
 from handful.datasets import Dataset
 from handful.doubts import Doubts
 from handful.images import ImageSet
@@ -111,6 +111,9 @@ def setting(
     given: a source, or the folder of a run, whose images, network and views it then takes.
     Raises ValueError as `compose`, and for what an audit cannot have.
     """
+    for key, _ in map(assignment, assignments):
+        if key in FIXED:
+            raise ValueError(f"--set {key}: an audit trains one network a fold and no more")
     options: dict[str, Any] = {"downstream.folds": FOLDS, "device": device}
     source = given
     if _is_run(given):
@@ -128,11 +131,7 @@ def setting(
     options |= {"network.columns": columns[:1]} if len(columns) > 1 else {}
     if recipe and recipe_for(source, recipe).downstream.steps is None:
         options["downstream.steps"] = recipe_for(source, RECIPE).downstream.steps
-    config, chosen = compose(source, recipe or RECIPE, None, options | FIXED, assignments)
-    values = config.updated(FIXED)
-    for key in config.differences(values):
-        raise ValueError(f"--set {key}: an audit trains one network a fold and no more; leave out")
-    return config, chosen
+    return compose(source, recipe or RECIPE, None, options | FIXED, assignments)
 
 
 def _is_run(given: str) -> bool:
@@ -333,7 +332,8 @@ def _wrong(images: ImageSet, judged: Judged) -> Iterator[Finding]:
 
 
 def _outliers(judged: Judged) -> Iterator[Finding]:
-    fence = doubts.far_out(judged.distances)
+    # what is no further than the labelled images are from each other is no stranger
+    fence = max(doubts.far_out(judged.distances), 1.0)
     for k in np.argsort(-judged.distances, kind="stable").tolist():
         distance = float(judged.distances[k])
         if distance > fence:

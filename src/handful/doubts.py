@@ -56,9 +56,6 @@ def of_labels(probabilities: Floats, labels: NDArray[np.int64]) -> Doubts:
 
 
 def far_out(distances: Floats) -> float:
-    """The distance above which one of these positive (N,) is an outlier: Tukey's outer fence.
-
-    Of logarithms: distances are spread more to the far side than to the near one.
-    """
-    low, high = np.quantile(np.log(np.maximum(distances, 1e-6)), (0.25, 0.75))
-    return float(np.exp(high + FENCE * (high - low)))
+    """The distance above which one of these (N,) is an outlier: Tukey's outer fence."""
+    low, high = np.quantile(distances, (0.25, 0.75))
+    return float(high + FENCE * (high - low))
