@@ -226,6 +226,15 @@ def test_a_class_of_one_image_is_not_judged_and_said(few: ImageSet, bundled: Dat
     assert any(line.startswith("training 2 networks, about ") for line in said)
 
 
+def test_where_each_class_has_one_image_nothing_is_trained(few: ImageSet, bundled: Dataset) -> None:
+    first = torch.stack([(few.labels == k).nonzero()[0, 0] for k in range(10)])
+    config, chosen = audit.setting("mnist50", None, FEW, "cpu")
+    dataset = replace(bundled, train=few.select(first), test=None)
+    found = audit.examined(config, dataset, CPU, chosen=chosen)
+    assert found.judged is None
+    assert found.findings == ()
+
+
 def test_an_audit_of_a_run_takes_its_source_and_its_network(
     bundled: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -293,6 +293,8 @@ def _judged(session: Session, images: ImageSet, positions: Tensor) -> Judged | N
     alone = int((held < 0).sum())
     if alone:
         session.say(f"{alone:,} images are alone in their class: nothing can judge their labels")
+    if alone == len(held):
+        return None
     member = stages.members(session)[0]
     batch = min(config.batch_size, len(labelled))
     count = len(held[held >= 0].unique())
@@ -310,8 +312,6 @@ def _judged(session: Session, images: ImageSet, positions: Tensor) -> Judged | N
         far = known.distance(networks.represent(encoder, part.images))
         distances[fold.held] = far.double().cpu()
     answered = (held >= 0).nonzero().squeeze(1)
-    if not len(answered):
-        return None
     labels = labelled.labels[answered].numpy()
     p = probabilities[answered].numpy()
     return Judged(
