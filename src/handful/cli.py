@@ -505,6 +505,40 @@ def _rows(
 
 
 @app.command()
+def audit(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE|RUN", help="What `train` takes, or a run of it.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Default: runs/SOURCE-audit or RUN-audit.")
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Whose classifier judges the labels.", show_default="fast, or the run's"),
+    ] = None,
+    train: Annotated[
+        bool, typer.Option("--train/--no-train", help="Judge labels and outliers, which takes it.")
+    ] = True,
+    assignments: Assignments = None,
+    device: Device = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
+) -> None:
+    """What is amiss in the images and labels? A page with thumbnails and a table to act on.
+
+    Copies and near copies, training images that are in the test, labels that are likely wrong,
+    outliers, blank, tiny and unreadable files, classes with few labels.
+    """
+    from handful import audit as auditing
+
+    untrained = [] if train else ["downstream.folds=0"]
+    settings, chosen = auditing.setting(source, recipe, [*(assignments or []), *untrained], device)
+    place = out or auditing.place(source)
+    with screen.progress(quiet) as progress:
+        found = auditing.run(settings, place, chosen=chosen, on_row=progress.row, say=progress.say)
+    typer.echo(screen.audit(found.titled, place))
+
+
+@app.command()
 def recipes() -> None:
     """List the recipes: what each is for, what it costs and what it reached."""
     from handful.recipes import RECIPES

@@ -94,6 +94,8 @@ def run(
     for note in dataset.notes:
         say(note)
     config, parts = stages.planned(config, dataset, chosen)
+    for note in _leaks(config, parts):
+        say(note)
     folder = runs.RunFolder(out)
     session = Session(config, device, dataset, parts, folder, on_row, say)
     # before the folder is claimed: a network that cannot be built leaves none behind
@@ -111,6 +113,22 @@ def run(
     report.write(folder, summary)
     folder.write_summary(summary)
     return Run(out, folder.summary())
+
+
+def _leaks(config: RunConfig, parts: Partition) -> Iterator[str]:
+    """A line where an image that is scored is also one that trains, pixel by pixel."""
+    if parts.test is None:
+        return
+    learned = [parts.final, *([parts.pretext] if config.pretext.steps else [])]
+    learned += [] if parts.validation is None else [parts.validation]
+    known = np.concatenate([images.fingerprints() for images in learned])
+    leaked = int(np.isin(parts.test.fingerprints(), known).sum())
+    if leaked:
+        images = "image is" if leaked == 1 else "images are"
+        yield (
+            f"note: {leaked:,} test {images} also among those that train, so the accuracy will be "
+            f"too good: `handful audit {config.data.source}` shows which"
+        )
 
 
 def _carry_out(session: Session, members: Sequence[Member]) -> tuple[dict[str, Any], Arrays]:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Self
 from handful.wording import between, duration, percent, points, points_between
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.progress import TaskID
 
     from handful.confidence import Abstention
@@ -31,6 +33,7 @@ STAGES = {
     "downstream": "classifier",
     "keeping": "classifier, on all labels",
     "control": "control",
+    "audit": "judging labels",
     "predict": "reading images",
 }
 FIGURES = {
@@ -416,6 +419,14 @@ def exported(found: Exported) -> str:
         f"{found.path}\nchecked on {found.images:,} {found.of}{left_out}: same classes as PyTorch, "
         f"probabilities differ by at most {found.difference:.1g}"
     )
+
+
+def audit(counts: Mapping[str, int], place: Path) -> str:
+    """`audit`: how many findings of each kind, and where they are."""
+    rows = [(title, f"{count:,}") for title, count in counts.items()]
+    found = table(rows) if rows else "nothing was found"
+    files = [("page", str(place / "audit.html")), ("table", str(place / "audit.csv"))]
+    return f"{found}\n\n{table(files)}"
 
 
 def as_json(value: Any) -> str:

@@ -274,10 +274,9 @@ def _together(trained: Sequence[Trained]) -> Trained:
 
 
 def _with_its_length(member: Member) -> Trained:
-    session, _, encoder, head = member
+    session = member.session
     parts, config = session.parts, session.config.downstream
-    # the contrast beside cross-entropy begins with the head of the pretext task
-    fitted = partial(_fitted, session, encoder, head=head)
+    fitted = fitting(member)
     if parts.validation is None:
         return _calibrated(session, fitted, fitted(parts.final, config, "downstream"))
     name = "selection" if config.refit else "downstream"
@@ -291,6 +290,38 @@ def _with_its_length(member: Member) -> Trained:
         evidence=chosen.evidence,
         encoded=chosen.encoded + last.encoded,
     )
+
+
+def fitting(member: Member) -> Callable[..., Trained]:
+    """Downstream training, of images with settings and a name, that begins as `member` is now."""
+    session, _, encoder, head = member
+    # the contrast beside cross-entropy begins with the head of the pretext task
+    return partial(_fitted, session, encoder, head=head)
+
+
+class Fold(NamedTuple):
+    """A network, the images that it learned from, and positions of those that it did not."""
+
+    trained: Trained
+    learned: ImageSet
+    held: Tensor
+
+
+def in_folds(
+    fitted: Callable[..., Trained],
+    images: ImageSet,
+    config: DownstreamConfig,
+    held: Tensor,
+    stage: str = "folds",
+) -> Iterator[Fold]:
+    """For each fold a network that learned from the images of no source that is held out in it.
+
+    held: int64 (N,), the fold of each image, -1 for never, as `splits.folds` has it.
+    """
+    for fold in held[held >= 0].unique().tolist():
+        others = images.select(_elsewhere(held, images.sources, fold))
+        trained = fitted(others, config, stage)
+        yield Fold(trained, others, (held == fold).nonzero().squeeze(1))
 
 
 def _calibrated(session: Session, fitted: Callable[..., Trained], trained: Trained) -> Trained:
@@ -308,10 +339,8 @@ def _calibrated(session: Session, fitted: Callable[..., Trained], trained: Train
     assert config.steps is not None
     shorter = config.model_copy(update={"steps": max(1, round(config.steps * config.fold_share))})
     looks, parts, encoded = [], [], 0
-    for fold in held[held >= 0].unique().tolist():
-        others = images.select(_elsewhere(held, images.sources, fold))
-        part = images.select((held == fold).nonzero().squeeze(1))
-        one = fitted(others, shorter, "folds")
+    for one, _, positions in in_folds(fitted, images, shorter, held):
+        part = images.select(positions)
         looks.append(networks.classify(one.encoder, one.classifier, part.images).cpu())
         parts.append((one, part))
         encoded += one.encoded

@@ -51,7 +51,7 @@ def render(record: Record, figures: Mapping[str, Mapping[plots.Layout, bytes]]) 
         for name, layouts in figures.items()
         if "wide" in layouts
     }
-    return _template().render(_facts(record), figures=embedded)
+    return template("report.html.jinja").render(_facts(record), figures=embedded)
 
 
 def _facts(record: Record) -> dict[str, Any]:
@@ -129,13 +129,19 @@ def _plain(value: object) -> str:
             return str(value)
 
 
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.ChainableUndefined)
+def template(name: str) -> jinja2.Template:
+    """A page of the package: what it is given is escaped, and what it lacks is left out."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.ChainableUndefined, loader=jinja2.FunctionLoader(_text)
+    )
     environment.filters |= {
         "percent": wording.percent, "between": wording.between, "duration": wording.duration,
         "points": lambda *difference: wording.points(*difference).replace("-", "−"),
         "bare": lambda text: text.removesuffix(" %"), "plain": _plain, "short": plots.short,
         "count": "{:,}".format,
     }  # fmt: skip
-    text = files("handful").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    return environment.from_string(text)
+    return environment.get_template(name)
+
+
+def _text(name: str) -> str:
+    return files("handful").joinpath(name).read_text(encoding="utf-8")

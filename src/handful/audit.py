@@ -1,0 +1,450 @@
+"""What of a source deserves a second look: copies, leaks, doubtful labels, outliers.
+
+No test label is looked at, and test images are only compared with those that train.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from handful import datasets, devices, doubts, networks, stages, twins
+from handful.confidence import Familiar
+from handful.config import RunConfig, assignment
+from handful.datasets import Dataset
+from handful.doubts import Doubts
+from handful.images import ImageSet
+from handful.recipes import compose, recipe_for
+from handful.report import findings as page
+from handful.report.findings import Kind
+from handful.runs import RunFolder
+from handful.splits import folds
+from handful.stages import Row, Session
+from handful.twins import Twin
+from handful.wording import percent
+
+RECIPE = "fast"
+FOLDS = 5
+PER_IMAGE, MOST_LESSONS = 20, 300_000
+"""Times that a recipe of fixed length lets a network see each image, at least, up to so many."""
+LEVELS, SHARE = 8, 0.005
+"""A picture is blank where at most this share of its pixels is that far from its own median."""
+ENLARGED = 2
+"""Times by which a file smaller than this was blown up."""
+FEWER = 3
+"""A class has too few labels where another has this many times as many."""
+SKIPPED = "skipped: "
+FIXED = {
+    "pretext.steps": 0, "control": False, "tsne": False, "members": 1, "data.copies": 0,
+    "data.validation": 0.0, "data.holdout": 0.0,
+}  # fmt: skip
+"""Labels must not reach a network before its fold is held out, and nothing else is held out."""
+FILES = "audit.html", "audit.csv", "labels.csv"
+
+
+class Finding(NamedTuple):
+    """One thing to look at. Numbers are positions in the images that train; -1 says none."""
+
+    kind: Kind
+    image: int = -1
+    other: int = -1
+    """Of a leak, a position among the test images."""
+    label: int = -1
+    suggested: int = -1
+    score: float | None = None
+    note: str = ""
+
+
+class Judged(NamedTuple):
+    """M labelled images, each answered by a network that did not learn from it."""
+
+    positions: Tensor
+    doubts: Doubts
+    probability: NDArray[np.float64]
+    """(M,) of the label that each has."""
+    distances: NDArray[np.float64]
+    """(M,) to the nearest image that the network learned from, in multiples of what is usual."""
+
+    @property
+    def agreeing(self) -> float:
+        """Share of the labels that are also the most probable class."""
+        return float((self.doubts.score > 0.5).mean())
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """What was found, the most serious first, and in what."""
+
+    config: RunConfig
+    images: ImageSet
+    test: ImageSet | None
+    findings: tuple[Finding, ...]
+    judged: Judged | None
+
+    @property
+    def counts(self) -> dict[Kind, int]:
+        found = Counter(finding.kind for finding in self.findings)
+        return {kind: found[kind] for kind in page.TITLES if found[kind]}
+
+    @property
+    def titled(self) -> dict[str, int]:
+        """The same for people."""
+        return {page.TITLES[kind]: count for kind, count in self.counts.items()}
+
+
+def setting(
+    given: str, recipe: str | None, assignments: Sequence[str] = (), device: str = "auto"
+) -> tuple[RunConfig, frozenset[str]]:
+    """The configuration of an audit, and the dotted keys that somebody set.
+
+    given: a source, or the folder of a run, whose images, network and views it then takes.
+    Raises ValueError as `compose`, and for what an audit cannot have.
+    """
+    for key, _ in map(assignment, assignments):
+        if key in FIXED:
+            raise ValueError(f"--set {key}: an audit trains one network a fold and no more")
+    options: dict[str, Any] = {"downstream.folds": FOLDS, "device": device}
+    source = given
+    if _is_run(given):
+        if recipe:
+            raise ValueError(f"--recipe {recipe}: {given} is a run and has its own; leave it out")
+        run = RunFolder(given).config()
+        source = run.data.source
+        taken = {"data": run.data, "network": run.network, "pretext.views": run.pretext.views}
+        taken["downstream.views"] = run.downstream.views
+        options |= {f"{part}.{key}": value for part, held in taken.items() for key, value in held}
+        options |= {"preset": run.preset, "seed": run.seed}
+        columns = run.network.columns
+    else:
+        columns = recipe_for(source, recipe or RECIPE).network.columns
+    options |= {"network.columns": columns[:1]} if len(columns) > 1 else {}
+    if recipe and recipe_for(source, recipe).downstream.steps is None:
+        options["downstream.steps"] = recipe_for(source, RECIPE).downstream.steps
+    return compose(source, recipe or RECIPE, None, options | FIXED, assignments)
+
+
+def _is_run(given: str) -> bool:
+    return RunFolder(given).state() in ("complete", "interrupted")
+
+
+def place(given: str) -> Path:
+    """Where an audit goes by default: beside the run, or where runs of the source go."""
+    if _is_run(given):
+        return Path(given).with_name(f"{Path(given).resolve().name}-audit")
+    name = given if given == "mnist50" else Path(given).resolve().name
+    return Path("runs") / f"{name or 'images'}-audit"
+
+
+def run(
+    config: RunConfig,
+    out: Path,
+    *,
+    chosen: frozenset[str] = frozenset(),
+    on_row: Callable[[Row], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Audit:
+    """Audit a source and leave audit.html, audit.csv and, where it trained, labels.csv at `out`.
+
+    config, chosen: as `setting` gives them; with `downstream.folds` = 0 nothing is trained.
+    on_row, say: as `experiment.run` has them. An earlier audit at `out` is replaced.
+    Raises ValueError for anything that a user can mend.
+    """
+    say, on_row = say or (lambda line: None), on_row or (lambda row: None)
+    _check(out)
+    device = devices.choose(config.device)
+    dataset = datasets.load(config.data, on_row)
+    for note in dataset.notes:
+        say(note)
+    found = examined(config, dataset, device, chosen=chosen, on_row=on_row, say=say)
+    _write(found, out)
+    return found
+
+
+def examined(
+    config: RunConfig,
+    dataset: Dataset,
+    device: torch.device,
+    *,
+    chosen: frozenset[str] = frozenset(),
+    on_row: Callable[[Row], None] = lambda row: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Audit:
+    """The same of images that are loaded, without a folder."""
+    config, parts = stages.planned(config, dataset, chosen)
+    images, test = parts.pretext, dataset.test
+    blank = blanks(images.images)
+    judgeable = (~blank).nonzero().squeeze(1)
+    say(f"looking for copies among {len(images):,} images")
+    pairs = [
+        Twin(int(judgeable[first]), int(judgeable[second]), alike)
+        for first, second, alike in twins.within(images.select(judgeable))
+    ]
+    found = [*_leaks(images, test, judgeable), *_copies(images, pairs)]
+    found += [Finding("blank", i) for i in blank.nonzero().squeeze(1).tolist()]
+    found += _tiny(images, dataset.preparation.size)
+    found += _unreadable(dataset.notes)
+    found += _imbalance(images)
+    judged = None
+    if config.downstream.folds:
+        # a copy of an image would tell the network that answers for it what its label is
+        apart = replace(images, sources=twins.groups(len(images), pairs))
+        positions = (~blank & (images.labels >= 0)).nonzero().squeeze(1)
+        session = Session(config, device, dataset, parts, None, on_row, say)
+        judged = _judged(session, apart, positions)
+    if judged is not None:
+        found += _wrong(images, judged)
+        found += _outliers(judged)
+    order = list(page.TITLES)
+    found.sort(key=lambda finding: order.index(finding.kind))  # stable: each kind has its order
+    labelled = [
+        finding._replace(label=int(images.labels[finding.image])) if finding.image >= 0 else finding
+        for finding in found
+    ]
+    return Audit(config, images, test, tuple(labelled), judged)
+
+
+def blanks(images: Tensor) -> Tensor:
+    """Which of uint8 (N, C, H, W) show nothing: bool (N,)."""
+    found = [torch.zeros(0, dtype=torch.bool)]
+    for part in images.split(512):
+        pixels = part.flatten(2).short()
+        away = (pixels - pixels.median(2, keepdim=True).values).abs() > LEVELS
+        found.append(away.float().mean((1, 2)) <= SHARE)
+    return torch.cat(found)
+
+
+def _leaks(images: ImageSet, test: ImageSet | None, judgeable: Tensor) -> list[Finding]:
+    if test is None:
+        return []
+    pairs = twins.across(images.select(judgeable), test)
+    pairs.sort(key=lambda twin: -twin.alike)
+    return [
+        Finding("leak", int(judgeable[twin.first]), twin.second, score=twin.alike, note=_how(twin))
+        for twin in pairs
+    ]
+
+
+def _copies(images: ImageSet, pairs: Sequence[Twin]) -> Iterator[Finding]:
+    labels = images.labels.tolist()
+    for twin in sorted(pairs, key=lambda twin: -twin.alike):
+        first, second = labels[twin.first], labels[twin.second]
+        differ = first >= 0 and second >= 0 and first != second
+        kind: Kind = "conflict" if differ else "duplicate"
+        suggested = first if differ else -1
+        yield Finding(kind, twin.second, twin.first, -1, suggested, twin.alike, _how(twin))
+
+
+def _how(twin: Twin) -> str:
+    return "all pixels equal" if twin.exact else f"correlation {twin.alike:.3f}"
+
+
+def _tiny(images: ImageSet, size: int) -> Iterator[Finding]:
+    for i, path in enumerate(images.paths):
+        try:
+            with Image.open(path) as picture:  # reads its head alone
+                sides = picture.size
+        except OSError:  # an image of a pool of arrays has no file
+            continue
+        if ENLARGED * max(sides) < size:
+            width, height = sides
+            score = max(sides) / size
+            yield Finding("tiny", i, score=score, note=f"{width} × {height} pixels")
+
+
+def _unreadable(notes: Sequence[str]) -> list[Finding]:
+    return [
+        Finding("unreadable", note=note.removeprefix(SKIPPED))
+        for note in notes
+        if note.startswith(SKIPPED)
+    ]
+
+
+def _imbalance(images: ImageSet) -> Iterator[Finding]:
+    counts = images.class_counts.tolist()
+    most = max(counts)
+    for label in sorted(range(len(counts)), key=lambda label: counts[label]):
+        if counts[label] * FEWER <= most:
+            note = f"{counts[label]:,} labelled images, {images.class_names[counts.index(most)]} "
+            note += f"has {most:,}"
+            yield Finding("imbalance", label=label, score=counts[label] / most, note=note)
+
+
+def _judged(session: Session, images: ImageSet, positions: Tensor) -> Judged | None:
+    """images: all of them, copies of one under one source. positions: those with a label."""
+    labelled = images.select(positions)
+    config = session.config.downstream
+    assert config.steps is not None
+    batches = -(-len(labelled) // config.batch_size)
+    lessons = min(PER_IMAGE * len(labelled), MOST_LESSONS)
+    steps = max(config.steps, lessons * batches // max(1, len(labelled)))
+    config = config.model_copy(update={"steps": steps})
+    held = folds(labelled.labels, labelled.sources, config.folds, session.generator("audit"))
+    alone = int((held < 0).sum())
+    if alone:
+        session.say(f"{alone:,} images are alone in their class: nothing can judge their labels")
+    if alone == len(held):
+        return None
+    member = stages.members(session)[0]
+    batch = min(config.batch_size, len(labelled))
+    count = len(held[held >= 0].unique())
+    each = networks.seconds_per_image(member.encoder, labelled.images)
+    minutes = max(1, round(count * steps * batch * each / 60))
+    session.say(f"training {count} networks, about {minutes} min")
+    probabilities = torch.zeros(len(labelled), len(labelled.class_names), dtype=torch.float64)
+    distances = torch.zeros(len(labelled), dtype=torch.float64)
+    for fold in stages.in_folds(stages.fitting(member), labelled, config, held, "audit"):
+        part = labelled.select(fold.held)
+        predictor = stages.predictor_of(session, fold.trained)
+        probabilities[fold.held] = predictor.logits(part).double().softmax(1)
+        encoder = fold.trained.encoder
+        known = Familiar(networks.represent(encoder, fold.learned.images))
+        far = known.distance(networks.represent(encoder, part.images))
+        distances[fold.held] = far.double().cpu()
+    answered = (held >= 0).nonzero().squeeze(1)
+    labels = labelled.labels[answered].numpy()
+    p = probabilities[answered].numpy()
+    return Judged(
+        positions[answered],
+        doubts.of_labels(p, labels),
+        p[np.arange(len(p)), labels],
+        distances[answered].numpy(),
+    )
+
+
+def _wrong(images: ImageSet, judged: Judged) -> Iterator[Finding]:
+    for k in judged.doubts.order.tolist():
+        if judged.doubts.wrong[k]:
+            position, suggested = int(judged.positions[k]), int(judged.doubts.suggested[k])
+            note = f"its label has a probability of {percent(judged.probability[k])}"
+            score = float(judged.doubts.score[k])
+            yield Finding("wrong label", position, suggested=suggested, score=score, note=note)
+
+
+def _outliers(judged: Judged) -> Iterator[Finding]:
+    # what is no further than the labelled images are from each other is no stranger
+    fence = max(doubts.far_out(judged.distances), 1.0)
+    for k in np.argsort(-judged.distances, kind="stable").tolist():
+        distance = float(judged.distances[k])
+        if distance > fence:
+            note = f"{distance:.1f} times the usual distance to the nearest other image"
+            yield Finding("outlier", int(judged.positions[k]), score=distance, note=note)
+
+
+def _check(out: Path) -> None:
+    """Before anything is trained: ValueError where the folder is no audit's."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file: name a folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / FILES[0]).exists():
+        raise ValueError(f"{out} exists and holds no audit: choose another --out")
+
+
+def _write(found: Audit, out: Path) -> None:
+    folder = RunFolder(out)
+    folder.write("audit.csv", _table(found).encode())
+    if found.judged is None:
+        (out / "labels.csv").unlink(missing_ok=True)  # of an earlier audit, which this one replaces
+    else:
+        folder.write("labels.csv", _labels(found, found.judged).encode())
+    folder.write("audit.html", page.render(_facts(found), _sections(found)).encode())
+
+
+def _name(images: ImageSet, position: int, split: str) -> str:
+    """The file of an image, else the number that it has in its split."""
+    if position < 0:
+        return ""
+    path = images.paths[position] if images.paths else ""
+    number = int(images.sources[position]) if split == "train" else position
+    return path or f"{split} {number}"
+
+
+def _cells(found: Audit, finding: Finding) -> dict[str, Any]:
+    """A finding in words."""
+    names, others = found.images.class_names, found.images
+    split = "train"
+    if finding.kind == "leak" and found.test is not None:
+        others, split = found.test, "test"
+    return {
+        "image": _name(found.images, finding.image, "train"),
+        "label": names[finding.label] if finding.label >= 0 else "",
+        "suggested": names[finding.suggested] if finding.suggested >= 0 else "",
+        "score": "" if finding.score is None else f"{finding.score:.4f}",
+        "other": _name(others, finding.other, split),
+        "note": finding.note,
+    }
+
+
+def _table(found: Audit) -> str:
+    """audit.csv: a row a finding."""
+    text = io.StringIO()
+    columns = ["rank", "kind", "image", "label", "suggested", "score", "other", "note"]
+    table = csv.DictWriter(text, columns, lineterminator="\n")
+    table.writeheader()
+    for rank, finding in enumerate(found.findings, 1):
+        table.writerow({"rank": rank, "kind": finding.kind, **_cells(found, finding)})
+    return text.getvalue()
+
+
+def _labels(found: Audit, judged: Judged) -> str:
+    """labels.csv: a row for each label that was judged, the most doubtful first."""
+    names, text = found.images.class_names, io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    columns = "rank image label suggested score probability likely_wrong distance".split()
+    table.writerow(columns)
+    for rank, k in enumerate(judged.doubts.order.tolist(), 1):
+        position = int(judged.positions[k])
+        row = [rank, _name(found.images, position, "train")]
+        row += [names[int(found.images.labels[position])], names[judged.doubts.suggested[k]]]
+        numbers = judged.doubts.score[k], judged.probability[k]
+        row += [f"{number:.6f}" for number in numbers]
+        row += ["yes" if judged.doubts.wrong[k] else "no", f"{judged.distances[k]:.3f}"]
+        table.writerow(row)
+    return text.getvalue()
+
+
+def _facts(found: Audit) -> dict[str, Any]:
+    """What the page says of the whole."""
+    judged, config = found.judged, found.config
+    return {
+        "source": config.data.source,
+        "images": found.images.describe(),
+        "test_images": None if found.test is None else len(found.test),
+        "files": bool(found.images.paths),
+        "counts": found.titled,
+        "judged": None if judged is None else len(judged.positions),
+        "agreeing": None if judged is None else judged.agreeing,
+        "folds": config.downstream.folds,
+        "recipe": config.recipe,
+        "seed": config.seed,
+        "near": twins.NEAR,
+        "shift": twins.FARTHEST,
+        "fewer": FEWER,
+        "fence": doubts.FENCE,
+    }
+
+
+def _sections(found: Audit) -> dict[Kind, list[page.Line]]:
+    """The first findings of each kind, with their pictures."""
+    sections: dict[Kind, list[page.Line]] = {kind: [] for kind in found.counts}
+    for finding in found.findings:
+        lines = sections[finding.kind]
+        if len(lines) == page.MOST:
+            continue
+        others = found.test if finding.kind == "leak" else found.images
+        pixels = [
+            images.images[position].numpy()
+            for images, position in ((found.images, finding.image), (others, finding.other))
+            if images is not None and position >= 0
+        ]
+        lines.append(page.Line(pixels=pixels, **_cells(found, finding)))
+    return sections
