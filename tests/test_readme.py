@@ -24,12 +24,12 @@ SHORTENED = (
 )  # fmt: skip
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
-def commands() -> list[list[str]]:
-    lines = "\n".join(blocks("sh")).splitlines()
+def commands(text: str) -> list[list[str]]:
+    lines = "\n".join(blocks("sh", text)).splitlines()
     return [shlex.split(line, comments=True) for line in lines if line.startswith("handful ")]
 
 
@@ -47,12 +47,9 @@ def workplace(bundled: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return tmp_path
 
 
-def test_every_command_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = commands()
-    expected = set(
-        "train predict evaluate embed plot export bench learn-curve suggest audit".split()
-    )
-    assert {words[1] for words in found} >= expected
+def run_all(text: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
+    """Run every command in a text; the names of them all."""
+    found = commands(text)
     for words in found:
         trains = words[1] in ("train", "bench", "learn-curve")
         extra = [f"--set={one}" for one in SHORTENED] if trains else []
@@ -60,8 +57,24 @@ def test_every_command_runs(workplace: Path, capsys: pytest.CaptureFixture[str])
             extra = [f"--set={one}" for one in SHORTENED if not one.startswith("pretext")]
         extra += ["--draws=0-1"] if words[1] == "learn-curve" else []
         assert main(words[1:] + extra) == 0, capsys.readouterr().err
+    return {words[1] for words in found}
+
+
+def test_every_command_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run_all(README, capsys)
+    expected = "train predict evaluate embed plot export bench learn-curve suggest audit"
+    assert found >= set(expected.split())
     assert (workplace / "runs" / "mnist50-demo" / "report.html").exists()
     assert (workplace / "h.npz").exists()
+
+
+def test_the_tour_of_ones_own_images_runs(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "docs" / "your-images.md").read_text(encoding="utf-8")
+    assert run_all(text, capsys) >= {"audit", "train", "predict", "suggest", "export", "embed"}
+    for made in ("photos-audit/audit.html", "photos/report.html", "photos/model/model.onnx"):
+        assert (workplace / "runs" / made).exists()
 
 
 def test_its_python_works(workplace: Path) -> None:
