@@ -148,17 +148,19 @@ Repeat: `python -m benchmarks.suggest run DIR --draws {draws}`, DIR with the fou
 
 
 def _curve(rows: Sequence[Row], arm: str) -> list[Point]:
-    """Labels a class, mean accuracy and its interval, after each round."""
+    """Labels, mean accuracy and its interval, after each round."""
     found = []
     for place, size in enumerate(rows[0]["sizes"]):
         mean, _, low, high = mean_interval([row[arm][place] for row in rows])
-        found.append((size // 10, mean, (low, min(high, 1.0))))
+        found.append((size, mean, (low, min(high, 1.0))))
     return found
 
 
 def newest(rows: Sequence[Row]) -> list[Row]:
     """The rows on test images that the last commit made."""
     tested = [row for row in rows if not row["dev"]]
+    if not tested:
+        sys.exit(f"{ROWS} has no row on test images: run some draws first")
     return [row for row in tested if row["commit"] == tested[-1]["commit"]]
 
 
@@ -166,7 +168,7 @@ def table(_: argparse.Namespace) -> None:
     rows = newest(read(ROWS))
     PAGE.write_text(page(rows), encoding="utf-8")
     curves = {name: _curve(rows, arm) for arm, name in ARMS}
-    FIGURE.write_bytes(plots.png(plots.labels(curves, [])))
+    FIGURE.write_bytes(plots.png(plots.labels(curves, [], counted="labelled images")))
     print(PAGE)
 
 

@@ -320,6 +320,7 @@ def test_what_the_check_looks_at(exported: Callable[[str], tuple[Predictor, Path
     found = export._checked(model, file, file)
     assert (found.images, found.of) == (1000, "test images of mnist50")
     assert found.edge < 10
+    assert (found.again > 0) == (model.test_views > 1)
     assert 0 < found.difference < 1e-5
     turned = replace(model, class_names=NAMES[::-1], head=reversed_head(model))
     with pytest.raises(

@@ -126,5 +126,5 @@ def test_a_pattern_matches_files_in_natural_order(tmp_path: Path) -> None:
     assert folders.matching(tmp_path / "*.png") == paths
     assert folders.matching(tmp_path / "[12].png") == paths[1:3]
     assert folders.matching(tmp_path / "no.png") == [tmp_path / "no.png"]
-    with pytest.raises(ValueError, match=r"no file matches .*folder\.\*"):
+    with pytest.raises(ValueError, match=r"no picture matches .*folder\.\*"):
         folders.matching(tmp_path / "folder.*")

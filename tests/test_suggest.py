@@ -127,6 +127,38 @@ def test_an_image_that_is_there_twice_counts_once(run: Path, place: Path, tmp_pa
     assert len(suggest(run, str(tmp_path), 50)) == 5
 
 
+def test_images_that_judge_a_run_are_not_suggested(place: Path, tmp_path: Path) -> None:
+    """Neither those of a split that is called so, nor those that it was tested on."""
+    paths = sorted((place / "known").rglob("*.png"))
+    for path in paths:
+        part = "test" if int(path.stem) % 2 else "train"
+        folder = tmp_path / "photos" / part / path.parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / path.name).write_bytes(path.read_bytes())
+    out = tmp_path / "run"
+    experiment.train(
+        str(tmp_path / "photos" / "train"), out=out, recipe="fast", **TINY, data__per_class=3
+    )
+    with pytest.raises(ValueError, match="no image that the run does not know"):
+        suggest(out, str(tmp_path / "photos"), 5)  # the rest of train tested it
+    found = suggest(None, str(tmp_path / "photos"), 1000)
+    assert {Path(one.image).parts[-3] for one in found} == {"train"}
+
+
+def test_a_model_alone_does_not_know_what_it_learned(run: Path, place: Path) -> None:
+    said: list[str] = []
+    assert len(suggest(run / "model", str(place), 1000, say=said.append)) == 260
+    assert "is no run folder: which images its model learned from is not known" in said[0]
+
+
+def test_a_pool_of_no_more_than_is_asked_for_needs_no_encoder(place: Path) -> None:
+    folder = next((place / "pool").iterdir())
+    said: list[str] = []
+    found = suggest(None, str(folder), 1000, say=said.append)
+    assert len(found) == len(list(folder.iterdir()))
+    assert not any("encoder" in line for line in said)
+
+
 def test_without_a_run_the_first_labels_are_spread(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,7 +169,9 @@ def test_without_a_run_the_first_labels_are_spread(
             super().__init__(pretext_steps=3, width=4, random_state=random_state, device=device)
 
     monkeypatch.setattr(module, "SimCLREncoder", Quick)
-    found = suggest(None, str(place / "pool"), 7)
+    rows: list[dict[str, Any]] = []
+    found = suggest(None, str(place / "pool"), 7, on_row=rows.append)
+    assert rows[-1]["stage"] == "pretext"
     assert len({one.image for one in found}) == 7
     assert all(one.ranking == () for one in found)
 
@@ -174,6 +208,7 @@ def test_what_the_command_prints_is_a_table_to_fill_in(
         (["RUN", "POOL", "-n", "0"], "-n 0: ask for at least one"),
         (["RUN", "nowhere"], "nowhere does not exist"),
         (["nowhere", "POOL"], "no run in nowhere"),
+        (["RUN"], "is a run: name the pool after it"),
         (["RUN", "POOL", "--csv", "--json"], "exclude each other"),
     ],
 )

@@ -227,8 +227,8 @@ def predict(
         list[Path],
         typer.Argument(
             metavar="FILES",
-            help="Images, folders of images, patterns such as 'scans/*.png', or - for paths on "
-            "standard input, one a line.",
+            help="Images, folders of images, patterns such as 'scans/*.png', or - for files "
+            "named on standard input, one a line, answered once the list ends.",
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
@@ -568,8 +568,8 @@ def default_out(settings: RunConfig) -> Path:
 def expand(given: Iterable[Path]) -> Iterator[Path]:
     """Files as they are; of a folder the pictures in it and below it, in natural order.
 
-    `-` stands for the paths on standard input, one a line; what is no file and has * or ? or [ for
-    all files that match. Other files in a folder are left out, with a note on stderr. Raises
+    `-` stands for the files on standard input, one a line; what is no file and has * or ? or [ for
+    all pictures that match. Other files in a folder are left out, with a note on stderr. Raises
     ValueError for a folder without pictures and for a pattern that nothing matches.
     """
     from handful import folders
@@ -577,7 +577,7 @@ def expand(given: Iterable[Path]) -> Iterator[Path]:
     for path in given:
         if str(path) == "-":
             lines = (line.rstrip("\r\n") for line in sys.stdin)
-            yield from expand(Path(line) for line in lines if line)
+            yield from (Path(line) for line in lines if line)
             continue
         if not path.is_dir():
             yield from [path] if path.exists() else folders.matching(path)
@@ -604,6 +604,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # an old code page must not stop an answer
             stream.reconfigure(errors="replace")
+    if hasattr(sys.stdin, "reconfigure"):  # names of files are bytes, not always text
+        sys.stdin.reconfigure(errors="surrogateescape")
     command = typer.main.get_command(app)
     try:
         code = command.main(args=arguments, prog_name="handful", standalone_mode=False)

@@ -119,7 +119,7 @@ def load_pool(
 ) -> Pool:
     """All images of a source but those that test or validate, their labels forgotten.
 
-    source: as `load` takes it; of a folder every picture in it and below it.
+    source: as `load` takes it; of a folder without such splits every picture in it and below it.
     preparation: None takes the one that fits the images. on_row: as `load` has it.
     Raises ValueError as `load` does, and where there are no such images.
     """
@@ -131,7 +131,8 @@ def load_pool(
     place, inside = sources.located(source)
     pieces, amiss = sources.pieces(place, inside)
     official = place.is_dir() and bool(idx.find(place))
-    if place.is_dir() and not official:
+    judging = any(piece.role in ("validation", "test") for piece in pieces)
+    if place.is_dir() and not official and not judging:
         pieces = [sources.flat(place)]
     sets = []
     for piece in pieces:

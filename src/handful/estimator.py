@@ -27,6 +27,7 @@ from handful.config import RunConfig, flat
 from handful.datasets import Dataset
 from handful.images import UNLABELLED, ImageSet
 from handful.layouts import Array, Layout, Shape, framed
+from handful.optim import OnRow
 from handful.pictures import Preparation, is_prepared_digit
 from handful.predictor import Predictor
 from handful.recipes import recipe_for
@@ -47,6 +48,7 @@ ELSEWHERE = {
     "data.holdout": "a fit holds out no test images",
     "data.size": "the images keep the size that they have in X",
     "data.prepare": "the images are X as they are",
+    "data.strict": "nothing is read from files",
 }
 """Settings that an estimator has no use for, and why."""
 WITHOUT_LABELS = {
@@ -124,11 +126,11 @@ class _Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             return int(self.random_state)
         return int(check_random_state(self.random_state).randint(2**31 - 1))
 
-    def _session(self, dataset: Dataset) -> Session:
+    def _session(self, dataset: Dataset, on_row: OnRow | None) -> Session:
         config, chosen = self._config()
         device = devices.choose(config.device)
         config, parts = stages.planned(config, dataset, chosen)
-        return Session(config, device, dataset, parts, None, self._show, self._say)
+        return Session(config, device, dataset, parts, None, on_row or self._show, self._say)
 
     def _say(self, line: str) -> None:
         if self.verbose:
@@ -201,8 +203,8 @@ class SimCLRClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
     pixels a side are enlarged. Rows of a table pass as images as well, but views that turn and
     shift these make little sense then.
 
-    y may be numbers or strings. -1 marks an image without a label, also among strings of dtype
-    object: such images join the pretext task where the recipe has one.
+    y may be numbers or strings. -1, also as text, marks an image without a label: such images join
+    the pretext task where the recipe has one.
 
     recipe: what `handful recipes` lists; lengths that it leaves open are fitted to the data.
     pretext_steps, downstream_steps: optimiser steps; None leaves them to the recipe.
@@ -217,7 +219,7 @@ class SimCLRClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
     Fitted, it has `classes_`, `n_features_in_` (numbers in an image), `feature_names_in_` (of a
     data frame), `config_` (all settings), `validation_accuracy_` (None where no image was held out
     to choose the length) and `predictor_`, whose `save` writes a folder that `handful predict`
-    reads.
+    reads; pictures in files are brought to the model's size as `train` does it, not as X was.
 
     fit raises ValueError for anything that a user can mend.
     """
@@ -251,14 +253,17 @@ class SimCLRClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         self.device = device
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any) -> Self:
-        """Train on images X and their labels y (N,), -1 for none. See the class for both."""
+    def fit(self, X: Any, y: Any, *, on_row: OnRow | None = None) -> Self:
+        """Train on images X and their labels y (N,), -1 for none. See the class for both.
+
+        on_row: called with a dictionary of figures, now and then while it trains.
+        """
         (rows, y), shape = self._rows(X, y, fit=True)
         classes, labels = _numbered(y)
         layout = self._layout(rows, shape)
         pixels = torch.from_numpy(layout.pixels(rows))
         images = ImageSet.of(pixels, torch.from_numpy(labels), [str(name) for name in classes])
-        session = self._session(_dataset(images))
+        session = self._session(_dataset(images), on_row)
         self._say(f"to learn from: {images.describe()}")
         if session.parts.unlabelled and not session.config.pretext.steps:
             warnings.warn(
@@ -346,13 +351,13 @@ class SimCLREncoder(_Estimator):
         self.device = device
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any = None) -> Self:
-        """Learn from images X what they have in common; y is ignored."""
+    def fit(self, X: Any, y: Any = None, *, on_row: OnRow | None = None) -> Self:
+        """Learn from images X what they have in common; y is ignored. on_row: as the other's."""
         rows, shape = self._rows(X, fit=True)
         layout = self._layout(rows, shape)
         pixels = torch.from_numpy(layout.pixels(rows))
         images = ImageSet.of(pixels, class_names=["unknown"])  # its classifier answers nothing
-        session = self._session(_dataset(images))
+        session = self._session(_dataset(images), on_row)
         if not session.config.pretext.steps:
             raise ValueError(
                 f"recipe {self.recipe} has no pretext task, and an encoder learns from nothing "
@@ -396,12 +401,10 @@ def _numbered(y: Array) -> tuple[Array, NDArray[np.int64]]:
 
 
 def _labelled(y: Array) -> NDArray[np.bool_]:
-    """Where y is no -1, bool (N,). Text is a label whatever it says."""
-    if y.dtype.kind in "iuf":
-        return np.asarray(y != UNLABELLED)
-    if y.dtype.kind == "O":
-        return np.array([isinstance(label, str) or label != UNLABELLED for label in y], bool)
-    return np.ones(len(y), bool)
+    """Where y is no -1, bool (N,); numpy makes text of it in a list of names."""
+    if y.dtype.kind in "OU":
+        return np.array([label not in (UNLABELLED, str(UNLABELLED)) for label in y], bool)
+    return np.asarray(y != UNLABELLED)
 
 
 def _plain(value: Any) -> Any:

@@ -141,6 +141,8 @@ def _carry_out(session: Session, members: Sequence[Member]) -> tuple[dict[str, A
     predictor = stages.predictor_of(session, trained, known=parts.final)
     summary = _described(members, trained, seen)
     arrays = {"labelled_fingerprints": _labelled(session)}
+    if parts.test is not None:
+        arrays["tested_fingerprints"] = np.unique(parts.test.fingerprints())
     if seen:
         arrays |= _pictures(session, first.encoder, first.head)
     if parts.test is not None:

@@ -71,6 +71,8 @@ class Exported:
     images: int
     of: str
     """Which images those were."""
+    again: int
+    """Of these, how many were looked at again, in further test views."""
     edge: int
     """Of these, how many were left out: rounding decides whether they are looked at again."""
     difference: float
@@ -237,7 +239,9 @@ def _checked(model: Predictor, file: Path, path: Path) -> Exported:
             f"{difference_h:.2g} (at most {TOLERANCE:g}), and {others:,} classes are others; "
             "update torch, onnxscript and onnxruntime, or report it"
         )
-    return Exported(path, len(images), of, len(images) - len(found), difference)
+    once = replace(model, test_views=1).predict_proba(images).max(1)
+    again = 0 if model.test_views == 1 else int((once < SURE).sum())
+    return Exported(path, len(images), of, again, len(images) - len(found), difference)
 
 
 def trial_images(model: Predictor) -> tuple[Tensor, str]:

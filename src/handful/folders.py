@@ -97,7 +97,7 @@ def pictures(folder: Path) -> list[Path]:
 
 
 def matching(pattern: Path) -> list[Path]:
-    """The files that a pattern with *, ? or [ matches, in natural order; else the path itself.
+    """The pictures that a pattern with *, ? or [ matches, in natural order; else the path itself.
 
     Raises ValueError where a pattern matches none.
     """
@@ -105,9 +105,9 @@ def matching(pattern: Path) -> list[Path]:
         return [pattern]
     # Path.glob takes no absolute pattern
     matches = map(Path, glob.iglob(str(pattern), recursive=True))  # noqa: PTH207
-    found = [path for path in matches if path.is_file()]
+    found = [path for path in matches if path.suffix.lower() in PICTURES and path.is_file()]
     if not found:
-        raise ValueError(f"no file matches {pattern}")
+        raise ValueError(f"no picture matches {pattern}")
     return sorted(found, key=lambda path: [natural(part) for part in path.parts])
 
 

@@ -110,13 +110,14 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def upright(x: Tensor) -> Tensor:
-    """Float images (N, C, H, W), their ink centred and its slant taken out.
+    """Float images (N, C, H, W) of any precision, their ink centred and its slant taken out.
 
     Slant is how far ink leans to the side for each step down: sheared back, x and y of the ink are
     uncorrelated.
     """
+    kind, x = x.dtype, x.float()  # half precision has too few digits for places
     centre, spread = moments(x)
     slant = spread[:, 0, 1] / spread[:, 1, 1].clamp(min=TINY)
     matrix = torch.eye(2, device=x.device).repeat(len(x), 1, 1)
     matrix[:, 0, 1] = -slant.clamp(-STEEPEST, STEEPEST)
-    return warp(x, matrix, -(matrix @ centre[:, :, None])[:, :, 0])
+    return warp(x, matrix, -(matrix @ centre[:, :, None])[:, :, 0]).to(kind)

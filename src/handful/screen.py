@@ -414,9 +414,10 @@ def abstention(found: Abstention) -> str:
 
 def exported(found: Exported) -> str:
     """`export`: the file, and how it compared with PyTorch."""
-    left_out = f" ({found.edge:,} left out: rounding decides there)" if found.edge else ""
+    left_out = f", {found.edge:,} left out where rounding decides that" if found.edge else ""
+    again = f" ({found.again:,} of them in all test views{left_out})" if found.again else ""
     return (
-        f"{found.path}\nchecked on {found.images:,} {found.of}{left_out}: same classes as PyTorch, "
+        f"{found.path}\nchecked on {found.images:,} {found.of}{again}: same classes as PyTorch, "
         f"probabilities differ by at most {found.difference:.1g}"
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from handful import datasets, runs
+from handful import checkpoints, datasets, runs
 from handful.estimator import SimCLREncoder
 from handful.folders import OnRow
 from handful.images import ImageSet
@@ -20,6 +20,8 @@ Array = np.ndarray[Any, Any]
 
 DOUBTFUL = 20
 """Among so many times as are asked for, the most doubtful, images are chosen."""
+KNOWN = "labelled_fingerprints", "tested_fingerprints"
+"""Images that taught a run already, and those that judge it: a label for these would spoil that."""
 STARTS = 4
 """First centres of groups that are tried."""
 
@@ -45,8 +47,9 @@ def suggest(
 ) -> list[Suggestion]:
     """The images of a pool whose labels would teach a model most, at most `count`.
 
-    run: its model says what it doubts; images whose labels it knows are left out. None begins
-        without a label: an encoder is trained on the pool, and typical images are taken.
+    run: its model says what it doubts; images that it learned from or was tested on are left out.
+        None begins without a label: an encoder is trained on the pool, and typical images of it
+        are taken.
     pool: as `datasets.load_pool` takes it. Labels in it are not looked at; an image that is there
         twice counts once.
     say, on_row: called with lines for people, and with rows that tell how far the reading is.
@@ -56,7 +59,11 @@ def suggest(
         raise ValueError(f"-n {count}: ask for at least one image")
     say = say or (lambda line: None)
     model = None if run is None else Predictor.load(run, device)
+    if run is not None and not runs.RunFolder(run).arrays():
+        say(f"{run} is no run folder: which images its model learned from is not known")
     if model is None:
+        if (Path(pool) / "model" / checkpoints.META).exists():
+            raise ValueError(f"{pool} is a run: name the pool after it")
         found = datasets.load_pool(pool, on_row=on_row)
     else:
         found = datasets.load_pool(pool, model.preparation, model.class_names, on_row)
@@ -68,10 +75,7 @@ def suggest(
     if not len(images):
         raise ValueError(f"{pool} has no image that the run does not know: nothing to suggest")
     if model is None:
-        say("an encoder learns what the images have in common")
-        pixels = images.images.numpy()
-        encoder = SimCLREncoder(random_state=seed, device=device).fit(pixels)
-        chosen = typical(encoder.transform(pixels), np.ones(len(images)), count, seed)
+        chosen = _first(images.images.numpy(), count, seed, device, say, on_row)
         return [Suggestion(_name(images, new, i), ()) for i in chosen.tolist()]
     probabilities = model.predict_proba(images)
     chosen = worth_a_label(model.embed(images), probabilities, count, seed)
@@ -82,12 +86,28 @@ def suggest(
     ]
 
 
+def _first(
+    pixels: Array,
+    count: int,
+    seed: int,
+    device: str,
+    say: Callable[[str], None],
+    on_row: OnRow | None,
+) -> NDArray[np.int64]:
+    """Positions of typical images of uint8 (N, C, H, W), by an encoder that learns from these."""
+    if len(pixels) <= count:
+        return np.arange(len(pixels))
+    say("an encoder learns what the images have in common")
+    encoder = SimCLREncoder(random_state=seed, device=device).fit(pixels, on_row=on_row)
+    return typical(encoder.transform(pixels), np.ones(len(pixels)), count, seed)
+
+
 def _without_label(images: ImageSet, run: Path | None) -> NDArray[np.int64]:
-    """Positions of the images whose labels a run does not know, each image once."""
+    """Positions of the images that a run neither learned from nor was tested on, each once."""
     values, once = np.unique(images.fingerprints(), return_index=True)
     arrays = {} if run is None else runs.RunFolder(run).arrays()
-    known = arrays.get("labelled_fingerprints", np.array([], np.uint64))
-    return np.sort(once[~np.isin(values, known)])
+    known = [arrays[name] for name in KNOWN if name in arrays]
+    return np.sort(once[~np.isin(values, np.concatenate([np.array([], np.uint64), *known]))])
 
 
 def _name(images: ImageSet, numbers: NDArray[np.int64], i: int) -> str:

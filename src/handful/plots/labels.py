@@ -37,12 +37,14 @@ def labels(
     runs: Sequence[tuple[int, float]],
     published: Sequence[tuple[int, float, str]] = (),
     ahead: tuple[str, Point] | None = None,
+    counted: str = "labelled images per class",
 ) -> Figure:
     """Both axes are logarithmic, the upright one in errors, so a power law is a straight line.
 
     lines: by what they are called, the first in colour, the others grey. runs: each run of the
     first line, as labels per class and accuracy. published: other people's figures, with their
-    names. ahead: what is expected beyond the first line, and what to call it.
+    names. ahead: what is expected beyond the first line, and what to call it. counted: what the
+    numbers of a point count.
     """
     figure = new_figure(620, 418)
     axes = add_axes(figure, 66, 14, 540, 360)
@@ -67,7 +69,7 @@ def labels(
         )  # fmt: skip
     _ticks(axes, numbers)
     style: dict[str, Any] = {"fontsize": pt(11.5), "color": MUTED, "family": FONT}
-    axes.set_xlabel("labelled images per class", **style)
+    axes.set_xlabel(counted, **style)
     axes.set_ylabel("test images answered rightly", **style)
     legend = axes.legend(loc="lower right", frameon=False, prop={"family": FONT, "size": pt(11.5)})
     for text in legend.get_texts():
