@@ -17,7 +17,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))  # `benchmarks` is no part of the package
 
 from benchmarks import __main__ as command
-from benchmarks import ablation, accuracy, cells, peers, robust, rows, scale
+from benchmarks import ablation, accuracy, audit, cells, peers, robust, rows, scale, suggest
 from benchmarks.encoder import SixConvolutions
 from benchmarks.exact import dense, errors
 from benchmarks.loss import projections
@@ -26,6 +26,7 @@ from benchmarks.page import PAGE, page
 
 from handful.bench import read
 from handful.config import NetworkConfig
+from handful.datasets import Dataset
 from handful.losses import nt_xent
 from handful.metrics import mean_interval
 from handful.networks import multiply_adds
@@ -250,6 +251,37 @@ def test_pages_are_made_from_their_rows() -> None:
     made = ablation.page(read(ablation.ROWS))
     assert ablation.PAGE.read_text(encoding="utf-8") == made
     assert robust.PAGE.read_text(encoding="utf-8") == robust.page(read(robust.ROWS))
+
+
+def asked(draw: int, suggested: float, random: float, commit: str = "abc") -> dict[str, Any]:
+    return {
+        "draw": draw, "dev": False, "commit": commit, "sizes": [20, 40], "test_images": 10_000,
+        "suggested": [0.8, suggested], "random": [0.8, random],
+    }  # fmt: skip
+
+
+def test_suggested_labels_are_judged_draw_by_draw() -> None:
+    rows = [asked(100, 0.95, 0.90), asked(101, 0.96, 0.95)]
+    assert suggest.fewer(rows) == pytest.approx([0.5, 0.2])
+    found = suggest.page(rows)
+    assert "leave **35 %** fewer errors" in found
+    assert "| 40 | 95.50 ±" in found
+    old = asked(100, 0.5, 0.5, commit="old")
+    assert suggest.newest([old, *rows, rows[0] | {"dev": True}]) == rows
+    with pytest.raises(SystemExit, match="no row on test images"):
+        suggest.newest([rows[0] | {"dev": True}])
+
+
+def test_planted_faults_are_what_they_are_called(bundled: Dataset) -> None:
+    train, which = audit.flipped(bundled.train, np.random.default_rng(0))
+    changed = (train.labels != bundled.train.labels).nonzero().squeeze(1)
+    assert sorted(which) == changed.tolist()
+    assert len(which) == 25
+    copies = audit.copies(bundled.train, np.arange(5), first_source=70_000)
+    assert torch.equal(copies.images[0], bundled.train.images[0])
+    apart = (copies.images.float() - bundled.train.images[:5].float()).abs().flatten(1).amax(1)
+    assert (apart[1:] > 0).all()
+    assert copies.sources.tolist() == list(range(70_000, 70_005))
 
 
 def ablated(variant: str, draw: int, accuracy: float) -> dict[str, Any]:

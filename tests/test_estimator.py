@@ -275,6 +275,8 @@ def test_strings_are_labels_and_minus_one_among_them_is_none(
     model = quick().fit(images, mixed)
     assert model.classes_.tolist() == ["even", "odd", "zero"]
     assert 0 <= model.score(images, mixed) <= 1
+    of_text = quick().fit(images, list(map(str, mixed)))  # as numpy reads a list of both
+    np.testing.assert_array_equal(of_text.predict_proba(images), model.predict_proba(images))
     assert quick().fit(images, pd.Series(names, dtype="category")).classes_.tolist() == [
         "even", "odd", "zero"
     ]  # fmt: skip
