@@ -5,25 +5,22 @@ No test label is looked at, and test images are only compared with those that tr
 
 from __future__ import annotations
 
-import csv
-import io
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from handful import datasets, devices, doubts, networks, stages, twins
+from handful.audit import tables
+from handful.audit.found import FEWER, Audit, Finding, Judged
 from handful.confidence import Familiar
 from handful.config import RunConfig, assignment
 from handful.datasets import Dataset
-from handful.doubts import Doubts
 from handful.images import ImageSet
 from handful.recipes import compose, recipe_for
 from handful.report import findings as page
@@ -42,65 +39,12 @@ LEVELS, SHARE = 8, 0.005
 """A picture is blank where at most this share of its pixels is that far from its own median."""
 ENLARGED = 2
 """Times by which a file smaller than this was blown up."""
-FEWER = 3
-"""A class has too few labels where another has this many times as many."""
 SKIPPED = "skipped: "
 FIXED = {
     "pretext.steps": 0, "control": False, "tsne": False, "members": 1, "data.copies": 0,
     "data.validation": 0.0, "data.holdout": 0.0,
 }  # fmt: skip
 """Labels must not reach a network before its fold is held out, and nothing else is held out."""
-FILES = "audit.html", "audit.csv", "labels.csv"
-
-
-class Finding(NamedTuple):
-    """One thing to look at. Numbers are positions in the images that train; -1 says none."""
-
-    kind: Kind
-    image: int = -1
-    other: int = -1
-    """Of a leak, a position among the test images."""
-    label: int = -1
-    suggested: int = -1
-    score: float | None = None
-    note: str = ""
-
-
-class Judged(NamedTuple):
-    """M labelled images, each answered by a network that did not learn from it."""
-
-    positions: Tensor
-    doubts: Doubts
-    probability: NDArray[np.float64]
-    """(M,) of the label that each has."""
-    distances: NDArray[np.float64]
-    """(M,) to the nearest image that the network learned from, in multiples of what is usual."""
-
-    @property
-    def agreeing(self) -> float:
-        """Share of the labels that are also the most probable class."""
-        return float((self.doubts.score > 0.5).mean())
-
-
-@dataclass(frozen=True, eq=False)
-class Audit:
-    """What was found, the most serious first, and in what."""
-
-    config: RunConfig
-    images: ImageSet
-    test: ImageSet | None
-    findings: tuple[Finding, ...]
-    judged: Judged | None
-
-    @property
-    def counts(self) -> dict[Kind, int]:
-        found = Counter(finding.kind for finding in self.findings)
-        return {kind: found[kind] for kind in page.TITLES if found[kind]}
-
-    @property
-    def titled(self) -> dict[str, int]:
-        """The same for people."""
-        return {page.TITLES[kind]: count for kind, count in self.counts.items()}
 
 
 def setting(
@@ -161,13 +105,13 @@ def run(
     Raises ValueError for anything that a user can mend.
     """
     say, on_row = say or (lambda line: None), on_row or (lambda row: None)
-    _check(out)
+    tables.check(out)
     device = devices.choose(config.device)
     dataset = datasets.load(config.data, on_row)
     for note in dataset.notes:
         say(note)
     found = examined(config, dataset, device, chosen=chosen, on_row=on_row, say=say)
-    _write(found, out)
+    tables.write(found, out)
     return found
 
 
@@ -339,112 +283,3 @@ def _outliers(judged: Judged) -> Iterator[Finding]:
         if distance > fence:
             note = f"{distance:.1f} times the usual distance to the nearest other image"
             yield Finding("outlier", int(judged.positions[k]), score=distance, note=note)
-
-
-def _check(out: Path) -> None:
-    """Before anything is trained: ValueError where the folder is no audit's."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file: name a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / FILES[0]).exists():
-        raise ValueError(f"{out} exists and holds no audit: choose another --out")
-
-
-def _write(found: Audit, out: Path) -> None:
-    folder = RunFolder(out)
-    folder.write("audit.csv", _table(found).encode())
-    if found.judged is None:
-        (out / "labels.csv").unlink(missing_ok=True)  # of an earlier audit, which this one replaces
-    else:
-        folder.write("labels.csv", _labels(found, found.judged).encode())
-    folder.write("audit.html", page.render(_facts(found), _sections(found)).encode())
-
-
-def _name(images: ImageSet, position: int, split: str) -> str:
-    """The file of an image, else the number that it has in its split."""
-    if position < 0:
-        return ""
-    path = images.paths[position] if images.paths else ""
-    number = int(images.sources[position]) if split == "train" else position
-    return path or f"{split} {number}"
-
-
-def _cells(found: Audit, finding: Finding) -> dict[str, Any]:
-    """A finding in words."""
-    names, others = found.images.class_names, found.images
-    split = "train"
-    if finding.kind == "leak" and found.test is not None:
-        others, split = found.test, "test"
-    return {
-        "image": _name(found.images, finding.image, "train"),
-        "label": names[finding.label] if finding.label >= 0 else "",
-        "suggested": names[finding.suggested] if finding.suggested >= 0 else "",
-        "score": "" if finding.score is None else f"{finding.score:.4f}",
-        "other": _name(others, finding.other, split),
-        "note": finding.note,
-    }
-
-
-def _table(found: Audit) -> str:
-    """audit.csv: a row a finding."""
-    text = io.StringIO()
-    columns = ["rank", "kind", "image", "label", "suggested", "score", "other", "note"]
-    table = csv.DictWriter(text, columns, lineterminator="\n")
-    table.writeheader()
-    for rank, finding in enumerate(found.findings, 1):
-        table.writerow({"rank": rank, "kind": finding.kind, **_cells(found, finding)})
-    return text.getvalue()
-
-
-def _labels(found: Audit, judged: Judged) -> str:
-    """labels.csv: a row for each label that was judged, the most doubtful first."""
-    names, text = found.images.class_names, io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    columns = "rank image label suggested score probability likely_wrong distance".split()
-    table.writerow(columns)
-    for rank, k in enumerate(judged.doubts.order.tolist(), 1):
-        position = int(judged.positions[k])
-        row = [rank, _name(found.images, position, "train")]
-        row += [names[int(found.images.labels[position])], names[judged.doubts.suggested[k]]]
-        numbers = judged.doubts.score[k], judged.probability[k]
-        row += [f"{number:.6f}" for number in numbers]
-        row += ["yes" if judged.doubts.wrong[k] else "no", f"{judged.distances[k]:.3f}"]
-        table.writerow(row)
-    return text.getvalue()
-
-
-def _facts(found: Audit) -> dict[str, Any]:
-    """What the page says of the whole."""
-    judged, config = found.judged, found.config
-    return {
-        "source": config.data.source,
-        "images": found.images.describe(),
-        "test_images": None if found.test is None else len(found.test),
-        "files": bool(found.images.paths),
-        "counts": found.titled,
-        "judged": None if judged is None else len(judged.positions),
-        "agreeing": None if judged is None else judged.agreeing,
-        "folds": config.downstream.folds,
-        "recipe": config.recipe,
-        "seed": config.seed,
-        "near": twins.NEAR,
-        "shift": twins.FARTHEST,
-        "fewer": FEWER,
-        "fence": doubts.FENCE,
-    }
-
-
-def _sections(found: Audit) -> dict[Kind, list[page.Line]]:
-    """The first findings of each kind, with their pictures."""
-    sections: dict[Kind, list[page.Line]] = {kind: [] for kind in found.counts}
-    for finding in found.findings:
-        lines = sections[finding.kind]
-        if len(lines) == page.MOST:
-            continue
-        others = found.test if finding.kind == "leak" else found.images
-        pixels = [
-            images.images[position].numpy()
-            for images, position in ((found.images, finding.image), (others, finding.other))
-            if images is not None and position >= 0
-        ]
-        lines.append(page.Line(pixels=pixels, **_cells(found, finding)))
-    return sections
