@@ -237,7 +237,8 @@ def test_train_test_and_unlabelled_on_top(photos: Path, tmp_path: Path) -> None:
     assert dataset.test.labels.tolist() == [1] * 6
     assert dataset.test.class_names == ("cat", "dog")
     assert dataset.test_of == "images in top/test"
-    assert len(dataset.train.sources.unique()) == 18
+    # the unlabelled copies share the sources of the labelled ones
+    assert dataset.train.sources.tolist() == [*range(12), *range(6)]
     assert disjoint(dataset)
 
 
@@ -250,7 +251,7 @@ def test_unlabelled_images_may_lie_in_train_too(photos: Path, tmp_path: Path, na
     dataset = load_from(top)
     assert dataset.train.class_names == ("cat", "dog")
     assert dataset.train.labels.tolist() == [0] * 6 + [1] * 6 + [-1] * 12
-    assert len(dataset.train.sources.unique()) == 24
+    assert len(dataset.train.sources.unique()) == 12
     for folder in (top / "unlabelled", top / "train" / name):
         assert f"unlabelled: 6 images in {folder}" in dataset.notes
     images, taken = load_images(str(top), dataset.preparation, ("cat", "dog"))
@@ -313,8 +314,8 @@ def test_bad_folders_are_named_in_one_line(photos: Path, tmp_path: Path) -> None
     refused(photos, r"class empty of .* has no readable image: cannot read .*x\.png")
     shutil.rmtree(photos / "empty")
     shutil.copytree(photos, photos / "test")
-    refused(photos, "has test images but none to train with")
-    shutil.rmtree(photos / "test")
+    refused(photos, "has cat beside test: put class folders into train/")
+    refused(shutil.move(photos / "test", tmp_path / "T" / "Test").parent, "has test images but no")
     shutil.copytree(photos, tmp_path / "top" / "train")
     shutil.copytree(photos / "cat", tmp_path / "top" / "test" / "lion")
     refused(tmp_path / "top", "not trained: lion; trained were cat, dog")
@@ -334,7 +335,8 @@ def test_the_source_may_set_validation_images_apart(photos: Path, tmp_path: Path
     assert dataset.validation.labels.tolist() == [1] * 6
     assert "validation: 6 images" in dataset.notes
     numbers = [number for part in dataset.parts for number in part.sources.tolist()]
-    assert len(set(numbers)) == len(numbers) == 24 + 6 + 12
+    # what is unlabelled is among the test images too
+    assert len(set(numbers)) == len(numbers) == 12 + 6 + 12
     told = "\n".join(load_from(tmp_path / "top", per_class=2).notes)
     assert "validation: 6 images, left out" in told
     told = "\n".join(load_from(tmp_path / "top", validation=0).notes)
@@ -344,6 +346,44 @@ def test_the_source_may_set_validation_images_apart(photos: Path, tmp_path: Path
     shutil.rmtree(tmp_path / "top" / "test")
     images, taken = load_images(str(tmp_path / "top"), dataset.preparation, ("cat", "dog"))
     assert (len(images), taken) == (6, f"all of {tmp_path / 'top' / 'val'}")
+
+
+def test_what_tests_or_validates_never_trains_unlabelled(photos: Path, tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            (top / part / name).mkdir(parents=True)
+            for i in range(3):
+                number = i + 3 * (part == "test")
+                shutil.copy(photos / name / f"img{number}.png", top / part / name)
+    (top / "unlabelled").mkdir()
+    shutil.copy(photos / "cat" / "img5.png", top / "unlabelled" / "tests.png")
+    noise = np.random.default_rng(7).integers(0, 256, (40, 52, 3), np.uint8)
+    save(top / "unlabelled" / "new.png", noise)
+    dataset = load_from(top, strict=True)
+    assert [Path(path).name for path in dataset.train.paths[6:]] == ["new.png"]
+    assert "left out: 1 unlabelled images that test or validate as well" in dataset.notes
+    shutil.copy(photos / "cat" / "img5.png", top / "train" / "cat")
+    assert load_from(top).train.class_counts.tolist() == [4, 3]
+    with pytest.raises(
+        ValueError, match="--strict: 1 amiss, the first: 1 labelled images that tra"
+    ):
+        load_from(top, strict=True)
+    (top / "test").rename(top / "val")
+    assert any("are validation images as well" in note for note in load_from(top).notes)
+
+
+def test_equal_pictures_share_a_source(photos: Path) -> None:
+    shutil.copy(photos / "dog" / "img0.png", photos / "dog" / "img9.png")
+    sources = load_from(photos).train.sources
+    assert sources.tolist() == [*range(12), 6]
+
+
+def test_the_official_files_are_divided_as_ever(mnist_dir: Path) -> None:
+    dataset = load_from(mnist_dir)
+    assert torch.equal(dataset.train.sources, torch.arange(60_000))
+    assert dataset.test is not None
+    assert torch.equal(dataset.test.sources, 60_000 + torch.arange(10_000))
 
 
 def test_images_without_any_label_cannot_judge(photos: Path) -> None:

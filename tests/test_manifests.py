@@ -55,19 +55,34 @@ def test_tables_as_other_programs_write_them(tmp_path: Path, name: str, text: st
 
 def test_rows_that_are_amiss_are_listed(tmp_path: Path) -> None:
     path = written(
-        tmp_path, "path,label\na.png,cat\nb.png\n,cat\na.png,dog\n../out.png,dog\nx\0y,dog\n"
+        tmp_path,
+        "path,label\na.png,cat\nb.png\n,cat\na.png,dog\n../out.png,dog\nx\0y,dog\n"
+        "sub/../a.png,cat\n",
     )
     parts, skipped = manifests.read(path, inside=tmp_path)
     assert [label for _, label in parts[0].files] == ["cat"]
     assert skipped == [
         "row 3 of labels.csv has 1 cells, the header 2",
         "row 4 of labels.csv names no file",
-        "row 5 of labels.csv: a.png is in row 2 already",
+        "row 5 of labels.csv: a.png is in row 2 already, of another class or split",
         f"row 6 of labels.csv: ../out.png lies outside of {tmp_path.name}",
         "row 7 of labels.csv names no file",
+        "row 8 of labels.csv: sub/../a.png is in row 2 already",
     ]
     outside, _ = manifests.read(path)  # one's own table may name files anywhere
     assert (tmp_path / "../out.png", "dog") in outside[0].files
+
+
+def test_a_file_by_two_names_is_in_one_split(tmp_path: Path) -> None:
+    (tmp_path / "link.png").symlink_to("a.png")
+    path = written(
+        tmp_path, "path,label,split\na.png,cat,train\n./b/../a.png,cat,test\nlink.png,cat,test\n"
+    )
+    parts, skipped = manifests.read(path)
+    assert [part.role for part in parts] == ["train"]
+    assert [line.partition(" is ")[2] for line in skipped] == [
+        "in row 2 already, of another class or split"
+    ] * 2
 
 
 @pytest.mark.parametrize(
@@ -80,6 +95,7 @@ def test_rows_that_are_amiss_are_listed(tmp_path: Path) -> None:
         (b"path,label\na.png", "lists no images: row 2 of labels.csv has 1 cells"),
         (b"path,label,split\na.png,cat,trian", "row 2 of labels.csv: split 'trian' is none of"),
         (b"path,label\n\xff.png,cat", "no text in UTF-8"),
+        (b'path,label\na.png,cat\nb.png,"cat\nc.png,cat\n', "no table of values: unexpected end"),
         (b'path,label\n"' + b"a" * 200_000 + b'",cat', "no table of values: field larger"),
     ],
 )

@@ -10,7 +10,7 @@ from PIL import Image
 
 from handful import sources
 from handful.images import ImageSet
-from handful.pictures import Part, Preparation
+from handful.pictures import Part, Preparation, is_prepared_digit
 
 
 def touched(folder: Path, *names: str) -> Path:
@@ -39,6 +39,8 @@ def test_a_folder_is_what_it_holds(tmp_path: Path) -> None:
         (["photos/cat/1.png", "photos/dog/1.png"], "photos"),
         (["a/b/cat/1.png", "a/b/dog/1.png"], "a/b"),
         (["cat/1.png"], ""),
+        (["cat/1.png", "cat/README.txt"], ""),
+        (["test/cat/1.png", "test/dog/1.png"], ""),
         (["photos/1.png", "photos/labels.csv"], "photos/labels.csv"),
         (["some/where/a.npz"], "some/where/a.npz"),
         (["rows.tsv"], "rows.tsv"),
@@ -71,6 +73,18 @@ def test_classes_are_those_that_occur() -> None:
     assert sources.classes(held) == ["a", "c"]
     files = [(Path(name), name) for name in ("10", "9", "b", "A")]
     assert sources.classes(Part("train", "", [*files, (Path("x"), None)])) == ["9", "10", "A", "b"]
+
+
+def test_arrays_of_the_right_size_are_made_digits_too() -> None:
+    drawn = np.full((1, 1, 28, 28), 240, np.uint8)
+    drawn[:, :, 3:20, 5:9] = 20  # dark ink on paper
+    held = ImageSet.of(torch.from_numpy(drawn))
+    digits = Preparation("digits", 28, 1)
+    made = sources.prepared(held, digits)
+    assert is_prepared_digit(made.images[0, 0].numpy())
+    assert sources.prepared(made, digits) is made
+    assert sources.prepared(held, digits, as_is=True) is held
+    assert sources.prepared(held, Preparation("letterbox", 28, 1)) is held
 
 
 def test_colour_arrays_are_prepared_as_files_are(tmp_path: Path) -> None:

@@ -12,28 +12,20 @@ import torch
 from numpy.typing import NDArray
 
 from handful.images import UNLABELLED, ImageSet
-from handful.pictures import Role
+from handful.pictures import SPLITS, Role
 
 Array = NDArray[Any]
 
 SUFFIXES = frozenset({".npz", ".npy"})
 LARGEST = 2**33  # bytes of all arrays of a source
 CLASSES = "class_names"
-PARTS: dict[str, Role] = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "test": "test",
-    "unlabelled": "unlabelled",
-    "unlabeled": "unlabelled",
-}
 NAMES: dict[str, tuple[Role, str]] = {
     "images": ("train", "images"),
     "labels": ("train", "labels"),
     "x": ("train", "images"),
     "y": ("train", "labels"),
 }
-for _part, _role in PARTS.items():
+for _part, _role in SPLITS.items():
     for _kind, _letter in (("images", "x"), ("labels", "y")):
         NAMES[f"{_part}_{_kind}"] = NAMES[f"{_letter}_{_part}"] = (_role, _kind)
 """What arrays may be called, in any case, and what they hold then."""

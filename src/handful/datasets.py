@@ -227,8 +227,12 @@ def _source(config: DataConfig, on_row: OnRow | None) -> Dataset:
     if place.is_dir() and not official:
         others = folders.other_files(place)
         notes += [f"not pictures: {others}"] * bool(others)
-    notes += [*_alike(names), *_amiss(amiss, config, _alike(names))]
-    return _assembled(sets, test_of, preparation, notes)
+    dataset, leaks = _assembled(sets, test_of, preparation, notes)
+    doubtful = [*_alike(names), *leaks.values()]
+    # what is in the test images as well, training tells for every source
+    told = [*_alike(names), *(line for role, line in leaks.items() if role != "test")]
+    notes = [*dataset.notes, *told, *_amiss(amiss, config, doubtful)]
+    return replace(dataset, notes=tuple(notes))
 
 
 def _test_of(place: Path) -> str:
@@ -258,19 +262,39 @@ def _note(piece: Piece, images: ImageSet, place: Path, config: DataConfig) -> st
 
 def _assembled(
     sets: Mapping[Role, list[ImageSet]], test_of: str, preparation: Preparation, notes: list[str]
-) -> Dataset:
-    """Every image its own source. Raises ValueError for test images without any label."""
-    train = _renumbered(concatenate([*sets["train"], *sets["unlabelled"]]), 0)
-    judging: list[ImageSet | None] = []
-    first = len(train)
+) -> tuple[Dataset, dict[Role, str]]:
+    """Every image its own source, but equal ones that train share theirs.
+
+    Unlabelled images that test or validate are left out; of labelled ones a line for each such role
+    comes with the data set. Raises ValueError for test images without any label.
+    """
+    train = concatenate([*sets["train"], *sets["unlabelled"]])
+    prints = train.fingerprints()
+    leaks: dict[Role, str] = {}
+    judging: dict[Role, ImageSet] = {}
+    leaked = np.zeros(len(train), bool)
     for role in ("validation", "test"):
-        images = concatenate(sets[role]) if sets[role] else None
-        if images is not None and not (images.labels >= 0).any():
-            raise ValueError(f"no {role} image has a label: add some, or leave the images out")
-        judging.append(images and _renumbered(images, first))
-        first += len(images or ())
-    validation, test = judging
-    return Dataset(train, test, test_of if test else "", preparation, tuple(notes), validation)
+        if sets[role]:
+            images = judging[role] = concatenate(sets[role])
+            if not (images.labels >= 0).any():
+                raise ValueError(f"no {role} image has a label: add some, or leave the images out")
+            among = np.isin(prints, images.fingerprints())
+            leaked |= among
+            if count := int((among & (train.labels >= 0).numpy()).sum()):
+                leaks[role] = f"{count:,} labelled images that train are {role} images as well"
+    left_out = leaked & (train.labels < 0).numpy()
+    if count := int(left_out.sum()):
+        notes = [*notes, f"left out: {count:,} unlabelled images that test or validate as well"]
+    train = train.select(torch.from_numpy(~left_out))
+    _, once, kind = np.unique(prints[~left_out], return_index=True, return_inverse=True)
+    train = replace(train, sources=torch.from_numpy(once[kind]))
+    first = len(train)
+    for role, images in judging.items():
+        judging[role] = _renumbered(images, first)
+        first += len(images)
+    test_of = test_of if "test" in judging else ""
+    validation, test = judging.get("validation"), judging.get("test")
+    return Dataset(train, test, test_of, preparation, tuple(notes), validation), leaks
 
 
 def _renumbered(images: ImageSet, first: int) -> ImageSet:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from handful.pictures import Part, Role, legible
+from handful.pictures import SPLITS, Part, Role, legible
 
 NAME = re.compile(r"(manifest|labels)\.(csv|tsv|parquet)", re.IGNORECASE)
 SUFFIXES = frozenset({".csv", ".tsv", ".parquet"})
@@ -21,17 +22,7 @@ COLUMNS = {
 }
 """What a column is for, and the names that it may have, in any case."""
 
-ROLES: dict[str, Role] = {
-    "": "train",
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "unlabelled": "unlabelled",
-    "unlabeled": "unlabelled",
-}
+ROLES: dict[str, Role] = {"": "train", **SPLITS}
 NO_LABEL = ("", "-1", "unlabelled", "unlabeled")
 
 Row = tuple[int, list[str]]
@@ -71,7 +62,7 @@ def read(path: Path, inside: Path | None = None) -> Manifest:
     place = _columns(path, header)
     files: dict[Role, list[tuple[Path, str | None]]] = {}
     skipped: list[str] = []
-    known: dict[Path, int] = {}
+    known: dict[str, tuple[int, Role, str]] = {}
     for number, cells in rows:
         row = f"row {number} of {path.name}"
         if len(cells) != len(header):
@@ -83,10 +74,14 @@ def read(path: Path, inside: Path | None = None) -> Manifest:
             skipped.append(f"{row} names no file")
         elif inside is not None and not file.resolve().is_relative_to(inside.resolve()):
             skipped.append(f"{row}: {legible(name)} lies outside of {inside.name}")
-        elif (first := known.setdefault(file, number)) != number:
-            skipped.append(f"{row}: {legible(name)} is in row {first} already")
         else:
             role = _role(cells[place["split"]] if "split" in place else "", row)
+            key = os.path.normcase(file.resolve())
+            first, *said = known.setdefault(key, (number, role, label))
+            if first != number:
+                other = ", of another class or split" * (said != [role, label])
+                skipped.append(f"{row}: {legible(name)} is in row {first} already{other}")
+                continue
             unknown = label in NO_LABEL or role == "unlabelled"
             files.setdefault(role, []).append((file, None if unknown else label))
     if not files:
@@ -142,7 +137,7 @@ def _text(path: Path) -> Iterator[Row]:
         file.seek(0)
         tabbed = path.suffix.lower() == ".tsv"
         delimiter = "\t" if tabbed else max(",;\t", key=first.count)
-        table = csv.reader(file, delimiter=delimiter)
+        table = csv.reader(file, delimiter=delimiter, strict=True)
         yield from ((table.line_num, cells) for cells in table if cells)
 
 

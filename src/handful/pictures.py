@@ -27,6 +27,19 @@ NOT_OPENED = {"EPS", "WMF"}  # Pillow hands these to other programs
 
 Role = Literal["train", "validation", "test", "unlabelled"]
 
+SPLITS: dict[str, Role] = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+    "unlabelled": "unlabelled",
+    "unlabeled": "unlabelled",
+}
+"""What the parts of a source may be called, in any case."""
+
 
 class Part(NamedTuple):
     """Picture files of one part of a data set, with the name of each one's class.
