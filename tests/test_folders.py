@@ -63,9 +63,10 @@ def test_unreadable_files_do_not_decide(tmp_path: Path) -> None:
 
 
 def test_names_sort_as_people_count(tmp_path: Path) -> None:
-    for name in ("class10", "class2", "Class1", "other", ".hidden", "__MACOSX"):
+    for name in ("class10", "class2", "Class1", "other", ".hidden", "__MACOSX", "__new"):
         (tmp_path / name).mkdir()
     assert [path.name for path in folders.visible(tmp_path)] == [
+        "__new",
         "Class1",
         "class2",
         "class10",

@@ -25,7 +25,9 @@ def test_a_folder_is_what_it_holds(tmp_path: Path) -> None:
     for held in ("cat/1.png", "results.csv", "weights.npy"):
         touched(tmp_path, held)
     assert sources.located(str(tmp_path)) == (tmp_path, None)
-    touched(tmp_path, "labels.csv")
+    (tmp_path / "labels.csv").write_text("id,name\n")
+    assert sources.located(str(tmp_path)) == (tmp_path, None)
+    (tmp_path / "labels.csv").write_text("path,label\n")
     assert sources.located(str(tmp_path)) == (tmp_path / "labels.csv", None)
     touched(tmp_path, "images.npy")
     assert sources.located(str(tmp_path)) == (tmp_path / "images.npy", None)
@@ -65,6 +67,8 @@ def test_sources_that_are_none_say_what_there_is(tmp_path: Path) -> None:
     for name, reason in (("song.mp3", "is a file of another kind"), ("gone", "does not exist")):
         with pytest.raises(ValueError, match=f"{name} {reason}: give mnist50, a folder, a table"):
             sources.located(str(tmp_path / name))
+    with pytest.raises(ValueError, match="~nobody-of-this-name/x does not exist: give mnist50"):
+        sources.located("~nobody-of-this-name/x")
 
 
 def test_classes_are_those_that_occur() -> None:

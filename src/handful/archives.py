@@ -55,7 +55,7 @@ def unpacked(path: Path) -> Path:
     except OSError as error:
         raise ValueError(f"cannot unpack {path}: {error.strerror or error}") from None
     except Exception as error:  # damaged archives raise whatever their readers stumble over
-        reason = " ".join(legible(f"{error}").split()) or type(error).__name__
+        reason = legible(" ".join(f"{error}".split())) or type(error).__name__
         raise ValueError(f"cannot unpack {path}: {reason}") from None
 
 
@@ -103,7 +103,7 @@ def _write(path: Path, folder: Path) -> None:
         drive = any(":" in part for part in parts)  # Windows takes it for one wherever it stands
         if not parts or parts[0].startswith("/") or ".." in parts or drive:
             raise ValueError(f"its entry {name} would lie outside of its folder")
-        if any(part.startswith((".", "__")) for part in parts):
+        if any(part.startswith(".") or part == "__MACOSX" for part in parts):
             continue
         file = folder.joinpath(*parts)
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from handful import folders, idx, sources
+from handful import folders, idx, manifests, sources
 from handful.config import DataConfig
 from handful.folders import OnRow
 from handful.images import ImageSet, concatenate
@@ -84,7 +84,7 @@ def load_images(
         images = sources.matched(images, class_names, source, other_classes)
         return sources.prepared(images, preparation), "MNIST's official test images"
     place, inside = sources.located(source)
-    pieces, skipped = sources.pieces(place, inside)
+    pieces, rows = sources.pieces(place, inside)
     if place.is_dir() and not idx.find(place) and not folders.has_folders(place):
         pieces = [sources.flat(place)]
     order: tuple[Role, ...] = ("test", "validation", "train", "unlabelled")
@@ -95,10 +95,12 @@ def load_images(
         for piece in chosen
     ]
     images = concatenate([images for images, _ in read])
-    skipped += [line for _, lines in read for line in lines]
-    if skipped:
-        count = f"{len(skipped)} file{'s' * (len(skipped) > 1)} of {source} cannot be read"
-        raise ValueError(f"{count}, repair or remove: {skipped[0]}")
+    unused = [line for row_role, line in rows if row_role in (None, role)]
+    unread = [line for _, lines in read for line in lines]
+    for kind, done, amiss in (("row", "used", unused), ("file", "read", unread)):
+        if amiss:
+            count = f"{len(amiss)} {kind}{'s' * (len(amiss) > 1)} of {source} cannot be {done}"
+            raise ValueError(f"{count}, repair or remove: {amiss[0]}")
     return _renumbered(images, 0), f"all of {chosen[0].origin}"
 
 
@@ -129,7 +131,8 @@ def load_pool(
         wanted = preparation or bundled.preparation
         return Pool(Path(source), sources.prepared(images, wanted), wanted, [])
     place, inside = sources.located(source)
-    pieces, amiss = sources.pieces(place, inside)
+    pieces, rows = sources.pieces(place, inside)
+    amiss = [line for _, line in rows]
     official = place.is_dir() and bool(idx.find(place))
     if place.is_dir() and not official:
         pieces = [sources.flat(place)]
@@ -199,7 +202,8 @@ def _source(config: DataConfig, on_row: OnRow | None) -> Dataset:
     official = place.is_dir() and bool(idx.find(place))
     if config.dev and not official:
         raise ValueError(f"--dev needs a directory of idx files, and {place} has none")
-    pieces, amiss = sources.pieces(place, inside)
+    pieces, rows = sources.pieces(place, inside)
+    amiss = [line for _, line in rows]
     opened = {piece: piece.open() for piece in pieces if not (config.dev and piece.role == "test")}
     first = next((found for piece, found in opened.items() if piece.role == "train"), None)
     if first is None:
@@ -226,7 +230,10 @@ def _source(config: DataConfig, on_row: OnRow | None) -> Dataset:
     notes += [f"each picture: {preparation.describe()}"] * (not official)
     if place.is_dir() and not official:
         others = folders.other_files(place)
-        notes += [f"not pictures: {others}"] * bool(others)
+        notes += [f"not read: {others}"] * bool(others)
+        amiss += folders.unreadable(place)
+        if table := manifests.find(place):
+            notes.append(f"not used: {table}, which has no columns for the path and the label")
     dataset, leaks = _assembled(sets, test_of, preparation, notes)
     doubtful = [*_alike(names), *leaks.values()]
     # what is in the test images as well, training tells for every source

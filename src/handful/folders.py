@@ -40,6 +40,12 @@ PICTURES = frozenset(
 SAMPLED = 64  # files of a folder that decide how all of it is prepared
 MANY = 2000  # files from which on reading takes so long that people want to know how far it is
 
+UNREADABLE = frozenset(
+    {".arw", ".cr2", ".cr3", ".dng", ".eps", ".heic", ".heif", ".jxl", ".nef", ".orf", ".raf"}
+    | {".rw2", ".svg"}
+)
+"""Pictures too, which other programs must convert first."""
+
 OnRow = Callable[[dict[str, Any]], None]
 
 
@@ -52,7 +58,8 @@ class Read(NamedTuple):
 
 def visible(folder: Path) -> list[Path]:
     """What a folder holds, hidden and system entries aside, `img2` before `img10`."""
-    names = (path for path in folder.iterdir() if not path.name.startswith((".", "__")))
+    paths = (path for path in folder.iterdir() if not path.name.startswith("."))
+    names = (path for path in paths if path.name != "__MACOSX")
     return sorted(names, key=lambda path: natural(path.name))
 
 
@@ -114,6 +121,15 @@ def other_files(folder: Path) -> str:
     kinds = Counter(path.suffix.lower() or "no suffix" for path in files(folder))
     others = [f"{count} {kind}" for kind, count in kinds.items() if kind not in PICTURES]
     return ", ".join(sorted(others))
+
+
+def unreadable(folder: Path) -> list[str]:
+    """A line for each picture of a kind that cannot be read."""
+    return [
+        f"cannot read {legible(path)}: save it as .png or .jpg"
+        for path in files(folder)
+        if path.suffix.lower() in UNREADABLE
+    ]
 
 
 def class_names(part: Path) -> list[str]:

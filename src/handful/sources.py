@@ -35,18 +35,31 @@ def located(source: str) -> tuple[Path, Path | None]:
 
     A folder that holds a table or arrays by their names is that.
     """
-    path, inside = Path(source).expanduser(), None
-    if not path.exists():
+    inside = None
+    try:
+        path = Path(source).expanduser()
+        there = path.exists()
+    except RuntimeError:  # ~ of a user that is not there
+        there = False
+    if not there:
         raise ValueError(f"{source} does not exist: give {KINDS}")
     if archives.is_archive(path):
         inside = archives.unpacked(path)
         path = _innermost(inside)
     if path.is_dir():
-        other = None if idx.find(path) else arrays.find(path) or manifests.find(path)
+        other = None if idx.find(path) else arrays.find(path) or _table(path)
         return other or path, inside
     if path.suffix.lower() not in arrays.SUFFIXES | manifests.SUFFIXES:
         raise ValueError(f"{source} is a file of another kind: give {KINDS}")
     return path, inside
+
+
+def _table(folder: Path) -> Path | None:
+    """The table of a folder's pictures. One of something else may lie beside class folders."""
+    table = manifests.find(folder)
+    if table and folders.has_folders(folder) and not manifests.has_columns(table):
+        return None
+    return table
 
 
 def _innermost(folder: Path) -> Path:
@@ -62,8 +75,11 @@ def _innermost(folder: Path) -> Path:
     return folder
 
 
-def pieces(place: Path, inside: Path | None) -> tuple[list[Piece], list[str]]:
-    """The parts of a source, one at least, and a line for each row of a table that is amiss."""
+def pieces(place: Path, inside: Path | None) -> tuple[list[Piece], list[tuple[Role | None, str]]]:
+    """The parts of a source, one at least, and a line for each row of a table that is amiss.
+
+    With each line comes the part that the row is of, None where that is not known.
+    """
     if place.is_dir():
         found = idx.find(place)
         if not found:
