@@ -4,7 +4,9 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import tarfile
+import time
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -87,14 +89,35 @@ def test_folders_are_no_archives(tmp_path: Path) -> None:
 
 
 def test_an_archive_is_unpacked_once(tmp_path: Path, cache: Path) -> None:
-    first = archives.unpacked(saved(tmp_path, "a.zip", zipped(FILES)))
-    (first / "photos" / "mark").touch()
-    again = archives.unpacked(saved(tmp_path, "b.zip", zipped(FILES)))  # content names it
+    content = zipped(FILES)  # once: the time is in it
+    first = archives.unpacked(saved(tmp_path, "a.zip", content))
+    number = first.stat().st_ino
+    (first.parent / ".DS_Store").touch()
+    (first / "photos" / ".DS_Store").touch()
+    again = archives.unpacked(saved(tmp_path, "b.zip", content))  # content names it
     assert again == first
-    assert (again / "photos" / "mark").exists()
+    assert again.stat().st_ino == number
     other = archives.unpacked(saved(tmp_path, "a.zip", zipped({"x": b"y"})))
     assert held(other) == {"x": b"y"}
     assert len(list(cache.iterdir())) == 2
+
+
+def test_what_was_lost_since_is_unpacked_again(tmp_path: Path) -> None:
+    path = saved(tmp_path, "a.zip", zipped(FILES))
+    (archives.unpacked(path) / "photos" / "cat" / "1.png").unlink()
+    assert held(archives.unpacked(path)) == FILES
+    (archives.unpacked(path).parent / archives.MARK).unlink()
+    assert held(archives.unpacked(path)) == FILES
+    (archives.unpacked(path) / "photos" / "cat" / "other.png").touch()
+    assert held(archives.unpacked(path)) == FILES
+
+
+def test_what_killed_runs_left_goes_after_a_day(tmp_path: Path, cache: Path) -> None:
+    for name, age in ((".archive-1-old", 2 * archives.DAY), (".archive-1-new", 60)):
+        (cache / name / "photos").mkdir(parents=True)
+        os.utime(cache / name, (time.time() - age,) * 2)
+    folder = archives.unpacked(saved(tmp_path, "a.zip", zipped(FILES)))
+    assert {left.name for left in cache.iterdir()} == {".archive-1-new", folder.parent.name}
 
 
 def test_hidden_entries_are_left_out(tmp_path: Path) -> None:
@@ -132,6 +155,8 @@ def locked_zip() -> bytes:
         ("a.zip", zipped({"/out.png": b"x"}), "would lie outside"),
         ("a.zip", zipped({"a\\..\\..\\out.png": b"x"}), "would lie outside"),
         ("a.zip", zipped({"C:/out.png": b"x"}), "would lie outside"),
+        ("a.zip", zipped({"a/C:/out.png": b"x"}), "would lie outside"),
+        ("a.zip", zipped({"a/C:out.png": b"x"}), "would lie outside"),
         ("a.tar", tarred({"../out.png": b"x"}), "would lie outside"),
         ("a.tar", tarred({"/out.png": b"x"}), "would lie outside"),
         ("a.tar", tarred(FILES, link(tarfile.SYMTYPE, "/etc")), "link is no file"),
@@ -150,6 +175,8 @@ def locked_zip() -> bytes:
         ("a.tar.gz", gzip.compress(tarred(FILES))[:150], "cannot unpack"),
         ("a.tar.xz", lzma.compress(tarred(FILES))[:100], "cannot unpack"),
         ("a.tar", tarred(FILES)[:3000], "unexpected end of data"),
+        ("a.tar", tarred(FILES)[:1024], "it is damaged: it ends too early"),
+        ("a.tar", tarred(FILES).replace(b"photos/dog", b"photos/dig"), "it is damaged: it ends"),
     ],
 )
 def test_what_is_refused_leaves_nothing(
@@ -245,4 +272,8 @@ def test_damage_is_one_line_and_leaves_nothing(
     assert bool(refusal) == (folder is None)
     assert folder or len(list(cache.iterdir())) == before
     assert {left.name for left in tmp_path.iterdir()} == {"cache", name}
+    if folder:  # what is not refused lost no file; a tar archive has sums of its headers only
+        found, whole = list(held(folder).values()), list(FILES.values())
+        assert len(found) == len(whole)
+        assert name == "a.tar" or sorted(found) == sorted(whole)
     path.unlink()

@@ -49,7 +49,9 @@ def test_class_names_are_taken(tmp_path: Path) -> None:
     names = np.array(["cat", "cow", "dog"])
     found = arrays.read(saved(tmp_path, images=IMAGES, labels=LABELS, class_names=names))
     assert found["train"].class_names == ("cat", "dog")
-    text = np.array(["dog", "", "cat", "dog ", "-1", "cat"])
+    named = saved(tmp_path, images=IMAGES, labels=LABELS, class_names=names.astype("S"))
+    assert arrays.read(named)["train"].class_names == ("cat", "dog")
+    text = np.array(["dog", "Unlabelled", "cat", "dog ", "-1", "cat"])
     found = arrays.read(saved(tmp_path, images=IMAGES, labels=text))
     assert found["train"].class_names == ("cat", "dog")
     assert found["train"].labels.tolist() == [1, -1, 0, 1, -1, 0]
@@ -169,6 +171,15 @@ def test_files_that_are_no_arrays_say_so(tmp_path: Path) -> None:
         archive.writestr("images.npy", "no array")
     with pytest.raises(ValueError, match="images is no array"):
         arrays.read(tmp_path / "text.npz")
+    (tmp_path / "images.npy").write_bytes(saved(tmp_path, images=IMAGES).read_bytes())
+    with pytest.raises(ValueError, match=r"cannot read .*images\.npy: images is no array"):
+        arrays.read(tmp_path / "images.npy")
+    np.save(tmp_path / "class_names.npy", np.array(["cat", "dog"]))
+    with pytest.raises(ValueError, match=r"class_names\.npy: it holds the names of classes: give"):
+        arrays.read(tmp_path / "class_names.npy")
+    (tmp_path / "folder.npy").mkdir()
+    with pytest.raises(ValueError, match=r"cannot read .*folder\.npy: it is no regular file"):
+        arrays.read(tmp_path / "folder.npy")
     with pytest.raises(ValueError, match=r"cannot read .*absent\.npz: No such file"):
         arrays.read(tmp_path / "absent.npz")
 

@@ -63,9 +63,10 @@ def test_unreadable_files_do_not_decide(tmp_path: Path) -> None:
 
 
 def test_names_sort_as_people_count(tmp_path: Path) -> None:
-    for name in ("class10", "class2", "Class1", "other", ".hidden", "__MACOSX"):
+    for name in ("class10", "class2", "Class1", "other", ".hidden", "__MACOSX", "__new"):
         (tmp_path / name).mkdir()
     assert [path.name for path in folders.visible(tmp_path)] == [
+        "__new",
         "Class1",
         "class2",
         "class10",
@@ -109,6 +110,30 @@ def test_every_kind_that_pillow_writes_is_a_picture(tmp_path: Path) -> None:
     assert not found.skipped
     assert {Path(path).suffix for path in found.images.paths} == made
     assert made >= folders.PICTURES - {".psd", ".xpm"}  # which Pillow only reads
+
+
+def test_parts_have_one_set_of_names_in_any_case(tmp_path: Path) -> None:
+    for name in ("Training", "Testing", "VAL", "Unlabelled", "Training/unlabeled"):
+        (tmp_path / name / "cat").mkdir(parents=True)
+    assert [(role, path.name) for role, path in folders.places(tmp_path)] == [
+        ("train", "Training"),
+        ("validation", "VAL"),
+        ("test", "Testing"),
+        ("unlabelled", "Unlabelled"),
+        ("unlabelled", "unlabeled"),
+    ]
+
+
+def test_parts_beside_class_folders_are_refused(tmp_path: Path) -> None:
+    for name in ("train/cat", "train/dog", "docs", "lion"):
+        (tmp_path / name).mkdir(parents=True)
+    assert folders.places(tmp_path) == [("train", tmp_path / "train")]
+    pictures(tmp_path / "lion", 1, (8, 8))
+    with pytest.raises(ValueError, match="has lion beside train: put class folders into train/"):
+        folders.places(tmp_path)
+    (tmp_path / "train").rename(tmp_path / "Val")
+    with pytest.raises(ValueError, match="has lion beside Val"):
+        folders.places(tmp_path)
 
 
 def test_spread_samples_evenly() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def test_a_table_lists_files_labels_and_splits(tmp_path: Path) -> None:
     path = written(
         tmp_path,
         "path,label,split\na.png,cat,train\nsub/b.png,dog,\nc.png,cat,val\nd.png,dog,TEST\n"
-        "e.png,,train\nf.png,-1,train\ng.png,cat,unlabelled\n",
+        "e.png,Unlabelled,train\nf.png,-1,train\ng.png,cat,unlabelled\n",
     )
     assert listed(path) == {
         "train": [("a.png", "cat"), ("b.png", "dog"), ("e.png", None), ("f.png", None)],
@@ -55,19 +56,34 @@ def test_tables_as_other_programs_write_them(tmp_path: Path, name: str, text: st
 
 def test_rows_that_are_amiss_are_listed(tmp_path: Path) -> None:
     path = written(
-        tmp_path, "path,label\na.png,cat\nb.png\n,cat\na.png,dog\n../out.png,dog\nx\0y,dog\n"
+        tmp_path,
+        "path,label\na.png,cat\nb.png\n,cat\na.png,dog\n../out.png,dog\nx\0y,dog\n"
+        "sub/../a.png,cat\n",
     )
     parts, skipped = manifests.read(path, inside=tmp_path)
     assert [label for _, label in parts[0].files] == ["cat"]
-    assert skipped == [
+    assert [line for _, line in skipped] == [
         "row 3 of labels.csv has 1 cells, the header 2",
         "row 4 of labels.csv names no file",
-        "row 5 of labels.csv: a.png is in row 2 already",
+        "row 5 of labels.csv: a.png is in row 2 already, of another class or split",
         f"row 6 of labels.csv: ../out.png lies outside of {tmp_path.name}",
         "row 7 of labels.csv names no file",
+        "row 8 of labels.csv: sub/../a.png is in row 2 already",
     ]
     outside, _ = manifests.read(path)  # one's own table may name files anywhere
     assert (tmp_path / "../out.png", "dog") in outside[0].files
+
+
+def test_a_file_by_two_names_is_in_one_split(tmp_path: Path) -> None:
+    (tmp_path / "link.png").symlink_to("a.png")
+    path = written(
+        tmp_path, "path,label,split\na.png,cat,train\n./b/../a.png,cat,test\nlink.png,cat,test\n"
+    )
+    parts, skipped = manifests.read(path)
+    assert [part.role for part in parts] == ["train"]
+    assert [line.partition(" is ")[2] for _, line in skipped] == [
+        "in row 2 already, of another class or split"
+    ] * 2
 
 
 @pytest.mark.parametrize(
@@ -80,6 +96,7 @@ def test_rows_that_are_amiss_are_listed(tmp_path: Path) -> None:
         (b"path,label\na.png", "lists no images: row 2 of labels.csv has 1 cells"),
         (b"path,label,split\na.png,cat,trian", "row 2 of labels.csv: split 'trian' is none of"),
         (b"path,label\n\xff.png,cat", "no text in UTF-8"),
+        (b'path,label\na.png,cat\nb.png,"cat\nc.png,cat\n', "no table of values: unexpected end"),
         (b'path,label\n"' + b"a" * 200_000 + b'",cat', "no table of values: field larger"),
     ],
 )
@@ -89,6 +106,20 @@ def test_tables_that_cannot_be_used_say_so(tmp_path: Path, text: bytes, message:
         manifests.read(path)
     assert "labels.csv" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes among its files")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "labels.csv")
+    with pytest.raises(ValueError, match=r"cannot read .*labels\.csv: it is no regular file"):
+        manifests.read(tmp_path / "labels.csv")
+
+
+def test_a_name_of_two_lines_is_told_in_one(tmp_path: Path) -> None:
+    path = written(tmp_path, 'path,label\n"a\nb.png","c\nd"\n"a\nb.png","c\nd"\n')
+    parts, skipped = manifests.read(path)
+    assert parts[0].files[0] == (tmp_path / "a\nb.png", "c\\nd")
+    assert [line for _, line in skipped] == ["row 7 of labels.csv: a\\nb.png is in row 4 already"]
 
 
 def test_a_large_table_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +153,14 @@ def test_parquet(tmp_path: Path) -> None:
     }
     parquet.write_table(pyarrow.table(columns), path)
     assert listed(path) == {"train": [("a.png", "3"), ("b.png", None), ("c.png", "5")]}
+    parquet.write_table(
+        pyarrow.table({"path": ["a.png", "b.png"], "label": [float("nan"), 1.5]}), path
+    )
+    assert listed(path) == {"train": [("a.png", None), ("b.png", "1.5")]}
+    for label, kind in ((b"cat", "bytes"), ({"id": 1}, "structs"), ([1], "lists")):
+        parquet.write_table(pyarrow.table({"path": ["a.png"], "label": [label]}), path)
+        with pytest.raises(ValueError, match=f"{path} has {kind} for paths, labels or splits"):
+            manifests.read(path)
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ValueError, match=r"cannot read .*labels\.parquet: the file is damaged"):
         manifests.read(path)

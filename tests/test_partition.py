@@ -160,6 +160,16 @@ def test_the_draw_does_not_move_the_images_of_a_pretext_task_with_a_pool() -> No
     assert not torch.equal(first.labels, other.labels)
 
 
+def test_a_copy_of_what_judges_is_not_in_the_pool() -> None:
+    source = dataset([0, 1, 2] * 10)
+    copies = flat([-1] * 30)
+    both = replace(source, train=datasets.concatenate([source.train, copies]))
+    parts = partition(configured(downstream__refit=False), both)
+    assert seen(parts.test)
+    assert not seen(parts.pretext) & (seen(parts.test) | seen(parts.validation))
+    assert seen(parts.pretext) == seen(parts.fit)
+
+
 @given(cases)
 def test_counts_are_of_originals(case: dict[str, Any]) -> None:
     parts, config, _ = divided(case)

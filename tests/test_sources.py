@@ -10,7 +10,7 @@ from PIL import Image
 
 from handful import sources
 from handful.images import ImageSet
-from handful.pictures import Part, Preparation
+from handful.pictures import Part, Preparation, is_prepared_digit
 
 
 def touched(folder: Path, *names: str) -> Path:
@@ -25,7 +25,9 @@ def test_a_folder_is_what_it_holds(tmp_path: Path) -> None:
     for held in ("cat/1.png", "results.csv", "weights.npy"):
         touched(tmp_path, held)
     assert sources.located(str(tmp_path)) == (tmp_path, None)
-    touched(tmp_path, "labels.csv")
+    (tmp_path / "labels.csv").write_text("id,name\n")
+    assert sources.located(str(tmp_path)) == (tmp_path, None)
+    (tmp_path / "labels.csv").write_text("path,label\n")
     assert sources.located(str(tmp_path)) == (tmp_path / "labels.csv", None)
     touched(tmp_path, "images.npy")
     assert sources.located(str(tmp_path)) == (tmp_path / "images.npy", None)
@@ -39,6 +41,8 @@ def test_a_folder_is_what_it_holds(tmp_path: Path) -> None:
         (["photos/cat/1.png", "photos/dog/1.png"], "photos"),
         (["a/b/cat/1.png", "a/b/dog/1.png"], "a/b"),
         (["cat/1.png"], ""),
+        (["cat/1.png", "cat/README.txt"], ""),
+        (["test/cat/1.png", "test/dog/1.png"], ""),
         (["photos/1.png", "photos/labels.csv"], "photos/labels.csv"),
         (["some/where/a.npz"], "some/where/a.npz"),
         (["rows.tsv"], "rows.tsv"),
@@ -63,6 +67,8 @@ def test_sources_that_are_none_say_what_there_is(tmp_path: Path) -> None:
     for name, reason in (("song.mp3", "is a file of another kind"), ("gone", "does not exist")):
         with pytest.raises(ValueError, match=f"{name} {reason}: give mnist50, a folder, a table"):
             sources.located(str(tmp_path / name))
+    with pytest.raises(ValueError, match="~nobody-of-this-name/x does not exist: give mnist50"):
+        sources.located("~nobody-of-this-name/x")
 
 
 def test_classes_are_those_that_occur() -> None:
@@ -71,6 +77,18 @@ def test_classes_are_those_that_occur() -> None:
     assert sources.classes(held) == ["a", "c"]
     files = [(Path(name), name) for name in ("10", "9", "b", "A")]
     assert sources.classes(Part("train", "", [*files, (Path("x"), None)])) == ["9", "10", "A", "b"]
+
+
+def test_arrays_of_the_right_size_are_made_digits_too() -> None:
+    drawn = np.full((1, 1, 28, 28), 240, np.uint8)
+    drawn[:, :, 3:20, 5:9] = 20  # dark ink on paper
+    held = ImageSet.of(torch.from_numpy(drawn))
+    digits = Preparation("digits", 28, 1)
+    made = sources.prepared(held, digits)
+    assert is_prepared_digit(made.images[0, 0].numpy())
+    assert sources.prepared(made, digits) is made
+    assert sources.prepared(held, digits, as_is=True) is held
+    assert sources.prepared(held, Preparation("letterbox", 28, 1)) is held
 
 
 def test_colour_arrays_are_prepared_as_files_are(tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ import shutil
 import stat
 import tarfile
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
@@ -25,6 +27,9 @@ SMALL = 2**30  # bytes, unpacked, that an archive of any size may have
 RATIO = 200  # beyond that, unpacked bytes for each of its own: pictures shrink far less
 MOST_FILES = 2**21
 HEADER = 2**20  # bytes that are read of an archive at once, its headers included
+BLOCK = 512  # bytes; a tar archive ends with one of zeros
+MARK = ".files"  # written last: how many files there were
+DAY = 86_400  # seconds after which nobody is unpacking any more
 
 Entry = tuple[str, IO[bytes]]
 
@@ -44,26 +49,45 @@ def unpacked(path: Path) -> Path:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:24]
         place = cache_folder() / f"archive-{digest}"
-        if not place.is_dir():
+        if not _is_whole(place):
             _unpack(path, place)
-        return next(place.iterdir())
+        return next(held for held in place.iterdir() if not held.name.startswith("."))
     except OSError as error:
         raise ValueError(f"cannot unpack {path}: {error.strerror or error}") from None
     except Exception as error:  # damaged archives raise whatever their readers stumble over
-        reason = " ".join(legible(f"{error}").split()) or type(error).__name__
+        reason = legible(" ".join(f"{error}".split())) or type(error).__name__
         raise ValueError(f"cannot unpack {path}: {reason}") from None
+
+
+def _is_whole(place: Path) -> bool:
+    """Whether all files are there that were unpacked."""
+    mark = place / MARK
+    return mark.is_file() and mark.read_text() == _count(place)
+
+
+def _count(place: Path) -> str:
+    """How many files there are; hidden ones are other programs'."""
+    files = (file for file in place.rglob("*") if not file.name.startswith("."))
+    return str(sum(file.is_file() for file in files))
 
 
 def _unpack(path: Path, place: Path) -> None:
     """Beside its place first: whoever finds the folder finds all of it."""
     place.parent.mkdir(parents=True, exist_ok=True)
+    for left in place.parent.glob(".archive-*-*"):  # by runs that were killed
+        with suppress(OSError):
+            if left.stat().st_mtime < time.time() - DAY:
+                shutil.rmtree(left)
     partial = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
     try:
         _write(path, partial / (path.name.split(".")[0].strip("_ ") or "images"))
+        (partial / MARK).write_text(_count(partial))
+        if not _is_whole(place):
+            shutil.rmtree(place, ignore_errors=True)
         try:
             partial.rename(place)
         except OSError:
-            if not place.is_dir():  # else another run was faster
+            if not _is_whole(place):  # else another run was faster
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -76,9 +100,10 @@ def _write(path: Path, folder: Path) -> None:
     total = count = 0
     for name, stream in entries:
         parts = PurePosixPath(name.replace("\\", "/")).parts
-        if not parts or parts[0].startswith("/") or ".." in parts or ":" in parts[0]:
+        drive = any(":" in part for part in parts)  # Windows takes it for one wherever it stands
+        if not parts or parts[0].startswith("/") or ".." in parts or drive:
             raise ValueError(f"its entry {name} would lie outside of its folder")
-        if any(part.startswith((".", "__")) for part in parts):
+        if any(part.startswith(".") or part == "__MACOSX" for part in parts):
             continue
         file = folder.joinpath(*parts)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -109,18 +134,25 @@ def _zipped(path: Path) -> Iterator[Entry]:
 
 
 def _tarred(path: Path, most: int) -> Iterator[Entry]:
-    with (
-        _plain(path) as plain,
-        tarfile.open(fileobj=cast(IO[bytes], _Bounded(plain, most)), mode="r:") as archive,
-    ):
-        while (entry := archive.next()) is not None:
-            archive.members.clear()  # type: ignore[attr-defined]  # it remembers every entry
-            if entry.isdir():
-                continue
-            stream = archive.extractfile(entry) if entry.isreg() else None
-            if stream is None:
-                raise ValueError(f"its entry {entry.name} is no file: give the folder instead")
-            yield entry.name, stream
+    with _plain(path) as plain:
+        bounded = cast(IO[bytes], _Bounded(plain, most))
+        with tarfile.open(fileobj=bounded, mode="r:") as archive:
+            yield from _entries(archive)
+            # tarfile takes a header that is damaged for the end
+            bounded.seek(archive.offset)
+            if bounded.read(BLOCK) != bytes(BLOCK):
+                raise ValueError("it is damaged: it ends too early")
+
+
+def _entries(archive: tarfile.TarFile) -> Iterator[Entry]:
+    while (entry := archive.next()) is not None:
+        archive.members.clear()  # type: ignore[attr-defined]  # it remembers every entry
+        if entry.isdir():
+            continue
+        stream = archive.extractfile(entry) if entry.isreg() else None
+        if stream is None:
+            raise ValueError(f"its entry {entry.name} is no file: give the folder instead")
+        yield entry.name, stream
 
 
 def _plain(path: Path) -> IO[bytes]:

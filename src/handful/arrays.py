@@ -12,28 +12,20 @@ import torch
 from numpy.typing import NDArray
 
 from handful.images import UNLABELLED, ImageSet
-from handful.pictures import Role
+from handful.pictures import SPLITS, Role
 
 Array = NDArray[Any]
 
 SUFFIXES = frozenset({".npz", ".npy"})
 LARGEST = 2**33  # bytes of all arrays of a source
 CLASSES = "class_names"
-PARTS: dict[str, Role] = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "test": "test",
-    "unlabelled": "unlabelled",
-    "unlabeled": "unlabelled",
-}
 NAMES: dict[str, tuple[Role, str]] = {
     "images": ("train", "images"),
     "labels": ("train", "labels"),
     "x": ("train", "images"),
     "y": ("train", "labels"),
 }
-for _part, _role in PARTS.items():
+for _part, _role in SPLITS.items():
     for _kind, _letter in (("images", "x"), ("labels", "y")):
         NAMES[f"{_part}_{_kind}"] = NAMES[f"{_letter}_{_part}"] = (_role, _kind)
 """What arrays may be called, in any case, and what they hold then."""
@@ -57,7 +49,7 @@ def read(path: Path) -> dict[Role, ImageSet]:
     Raises ValueError naming the file, and the array where it is one that is amiss.
     """
     try:
-        stored = _npz(path) if path.suffix.lower() == ".npz" else _npy(path)
+        stored = _stored(path)
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
     except Exception as error:  # NumPy raises whatever it stumbles over in a damaged file
@@ -78,15 +70,21 @@ def read(path: Path) -> dict[Role, ImageSet]:
         raise ValueError(f"{path}: {error}") from None
 
 
+def _stored(path: Path) -> dict[str, Array]:
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ValueError("it is no regular file")
+    stored = _npz(path) if path.suffix.lower() == ".npz" else _npy(path)
+    for name, array in stored.items():
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"{name} is no array")
+    return stored
+
+
 def _npz(path: Path) -> dict[str, Array]:
     with zipfile.ZipFile(path) as archive:
         _check_size(sum(member.file_size for member in archive.infolist()))
     with np.load(path, allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in _wanted(stored.files)}
-    for name, array in arrays.items():
-        if not isinstance(array, np.ndarray):
-            raise ValueError(f"{name} is no array")
-    return arrays
+        return {name: stored[name] for name in _wanted(stored.files)}
 
 
 def _npy(path: Path) -> dict[str, Array]:
@@ -94,6 +92,8 @@ def _npy(path: Path) -> dict[str, Array]:
     beside = {
         other.stem: other for other in sorted(path.parent.iterdir()) if other.suffix == path.suffix
     }
+    if path.stem == CLASSES:
+        raise ValueError("it holds the names of classes: give the file of the images")
     if path.stem.lower() in NAMES:
         names = {name: name for name in _wanted(beside)}
     else:
@@ -176,7 +176,7 @@ def _labels(
         raise ValueError(f"{count:,} images came with labels of {labels.shape}")
     if labels.dtype.kind in "US":
         values, numbers = np.unique(np.char.strip(labels.astype(str)), return_inverse=True)
-        known = ~np.isin(values, ("", "-1", "unlabelled", "unlabeled"))
+        known = ~np.isin(np.char.lower(values), ("", "-1", "unlabelled", "unlabeled"))
         names = values.tolist()
     elif labels.dtype.kind in "bui":
         values, numbers = np.unique(labels.astype(np.int64), return_inverse=True)
@@ -196,6 +196,7 @@ def _named(values: list[int], class_names: Array | None) -> list[str]:
         return [str(value) for value in values]
     if class_names.ndim != 1 or class_names.dtype.kind not in "US":
         raise ValueError(f"{CLASSES} are {class_names.dtype} {class_names.shape}: expected names")
+    class_names = class_names.astype(str)
     if len(set(class_names.tolist())) < len(class_names):
         raise ValueError(f"{CLASSES} has a name twice: rename one")
     if values[-1] >= len(class_names):

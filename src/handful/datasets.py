@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from handful import folders, idx, sources
+from handful import folders, idx, manifests, sources
 from handful.config import DataConfig
 from handful.folders import OnRow
 from handful.images import ImageSet, concatenate
@@ -84,7 +84,7 @@ def load_images(
         images = sources.matched(images, class_names, source, other_classes)
         return sources.prepared(images, preparation), "MNIST's official test images"
     place, inside = sources.located(source)
-    pieces, skipped = sources.pieces(place, inside)
+    pieces, rows = sources.pieces(place, inside)
     if place.is_dir() and not idx.find(place) and not folders.has_folders(place):
         pieces = [sources.flat(place)]
     order: tuple[Role, ...] = ("test", "validation", "train", "unlabelled")
@@ -95,10 +95,12 @@ def load_images(
         for piece in chosen
     ]
     images = concatenate([images for images, _ in read])
-    skipped += [line for _, lines in read for line in lines]
-    if skipped:
-        count = f"{len(skipped)} file{'s' * (len(skipped) > 1)} of {source} cannot be read"
-        raise ValueError(f"{count}, repair or remove: {skipped[0]}")
+    unused = [line for row_role, line in rows if row_role in (None, role)]
+    unread = [line for _, lines in read for line in lines]
+    for kind, done, amiss in (("row", "used", unused), ("file", "read", unread)):
+        if amiss:
+            count = f"{len(amiss)} {kind}{'s' * (len(amiss) > 1)} of {source} cannot be {done}"
+            raise ValueError(f"{count}, repair or remove: {amiss[0]}")
     return _renumbered(images, 0), f"all of {chosen[0].origin}"
 
 
@@ -129,7 +131,8 @@ def load_pool(
         wanted = preparation or bundled.preparation
         return Pool(Path(source), sources.prepared(images, wanted), wanted, [])
     place, inside = sources.located(source)
-    pieces, amiss = sources.pieces(place, inside)
+    pieces, rows = sources.pieces(place, inside)
+    amiss = [line for _, line in rows]
     official = place.is_dir() and bool(idx.find(place))
     judging = any(piece.role in ("validation", "test") for piece in pieces)
     if place.is_dir() and not official and not judging:
@@ -200,7 +203,8 @@ def _source(config: DataConfig, on_row: OnRow | None) -> Dataset:
     official = place.is_dir() and bool(idx.find(place))
     if config.dev and not official:
         raise ValueError(f"--dev needs a directory of idx files, and {place} has none")
-    pieces, amiss = sources.pieces(place, inside)
+    pieces, rows = sources.pieces(place, inside)
+    amiss = [line for _, line in rows]
     opened = {piece: piece.open() for piece in pieces if not (config.dev and piece.role == "test")}
     first = next((found for piece, found in opened.items() if piece.role == "train"), None)
     if first is None:
@@ -227,9 +231,16 @@ def _source(config: DataConfig, on_row: OnRow | None) -> Dataset:
     notes += [f"each picture: {preparation.describe()}"] * (not official)
     if place.is_dir() and not official:
         others = folders.other_files(place)
-        notes += [f"not pictures: {others}"] * bool(others)
-    notes += [*_alike(names), *_amiss(amiss, config, _alike(names))]
-    return _assembled(sets, test_of, preparation, notes)
+        notes += [f"not read: {others}"] * bool(others)
+        amiss += folders.unreadable(place)
+        if table := manifests.find(place):
+            notes.append(f"not used: {table}, which has no columns for the path and the label")
+    dataset, leaks = _assembled(sets, test_of, preparation, notes)
+    doubtful = [*_alike(names), *leaks.values()]
+    # what is in the test images as well, training tells for every source
+    told = [*_alike(names), *(line for role, line in leaks.items() if role != "test")]
+    notes = [*dataset.notes, *told, *_amiss(amiss, config, doubtful)]
+    return replace(dataset, notes=tuple(notes))
 
 
 def _test_of(place: Path) -> str:
@@ -259,19 +270,39 @@ def _note(piece: Piece, images: ImageSet, place: Path, config: DataConfig) -> st
 
 def _assembled(
     sets: Mapping[Role, list[ImageSet]], test_of: str, preparation: Preparation, notes: list[str]
-) -> Dataset:
-    """Every image its own source. Raises ValueError for test images without any label."""
-    train = _renumbered(concatenate([*sets["train"], *sets["unlabelled"]]), 0)
-    judging: list[ImageSet | None] = []
-    first = len(train)
+) -> tuple[Dataset, dict[Role, str]]:
+    """Every image its own source, but equal ones that train share theirs.
+
+    Unlabelled images that test or validate are left out; of labelled ones a line for each such role
+    comes with the data set. Raises ValueError for test images without any label.
+    """
+    train = concatenate([*sets["train"], *sets["unlabelled"]])
+    prints = train.fingerprints()
+    leaks: dict[Role, str] = {}
+    judging: dict[Role, ImageSet] = {}
+    leaked = np.zeros(len(train), bool)
     for role in ("validation", "test"):
-        images = concatenate(sets[role]) if sets[role] else None
-        if images is not None and not (images.labels >= 0).any():
-            raise ValueError(f"no {role} image has a label: add some, or leave the images out")
-        judging.append(images and _renumbered(images, first))
-        first += len(images or ())
-    validation, test = judging
-    return Dataset(train, test, test_of if test else "", preparation, tuple(notes), validation)
+        if sets[role]:
+            images = judging[role] = concatenate(sets[role])
+            if not (images.labels >= 0).any():
+                raise ValueError(f"no {role} image has a label: add some, or leave the images out")
+            among = np.isin(prints, images.fingerprints())
+            leaked |= among
+            if count := int((among & (train.labels >= 0).numpy()).sum()):
+                leaks[role] = f"{count:,} labelled images that train are {role} images as well"
+    left_out = leaked & (train.labels < 0).numpy()
+    if count := int(left_out.sum()):
+        notes = [*notes, f"left out: {count:,} unlabelled images that test or validate as well"]
+    train = train.select(torch.from_numpy(~left_out))
+    _, once, kind = np.unique(prints[~left_out], return_index=True, return_inverse=True)
+    train = replace(train, sources=torch.from_numpy(once[kind]))
+    first = len(train)
+    for role, images in judging.items():
+        judging[role] = _renumbered(images, first)
+        first += len(images)
+    test_of = test_of if "test" in judging else ""
+    validation, test = judging.get("validation"), judging.get("test")
+    return Dataset(train, test, test_of, preparation, tuple(notes), validation), leaks
 
 
 def _renumbered(images: ImageSet, first: int) -> ImageSet:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from handful.config import DataConfig
 from handful.images import UNLABELLED, ImageSet
 from handful.pictures import (
+    SPLITS,
     Kind,
     Part,
     Preparation,
@@ -36,16 +37,14 @@ PICTURES = frozenset(
     | {".psd", ".qoi", ".rgb", ".sgi", ".tga", ".tif", ".tiff", ".webp", ".xbm", ".xpm"}
 )
 """What Pillow reads without the help of other programs; films and what is rare aside."""
-SPLITS: tuple[tuple[Role, str], ...] = (
-    ("train", "train"),
-    ("validation", "val"),
-    ("validation", "valid"),
-    ("validation", "validation"),
-    ("test", "test"),
-)
-UNLABELLED_NAMES = ("unlabelled", "unlabeled")
 SAMPLED = 64  # files of a folder that decide how all of it is prepared
 MANY = 2000  # files from which on reading takes so long that people want to know how far it is
+
+UNREADABLE = frozenset(
+    {".arw", ".cr2", ".cr3", ".dng", ".eps", ".heic", ".heif", ".jxl", ".nef", ".orf", ".raf"}
+    | {".rw2", ".svg"}
+)
+"""Pictures too, which other programs must convert first."""
 
 OnRow = Callable[[dict[str, Any]], None]
 
@@ -59,7 +58,8 @@ class Read(NamedTuple):
 
 def visible(folder: Path) -> list[Path]:
     """What a folder holds, hidden and system entries aside, `img2` before `img10`."""
-    names = (path for path in folder.iterdir() if not path.name.startswith((".", "__")))
+    paths = (path for path in folder.iterdir() if not path.name.startswith("."))
+    names = (path for path in paths if path.name != "__MACOSX")
     return sorted(names, key=lambda path: natural(path.name))
 
 
@@ -93,7 +93,12 @@ def files(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
 
 def pictures(folder: Path) -> list[Path]:
     """Every picture file in a folder and below it, in natural order."""
-    return [path for path in files(folder) if path.suffix.lower() in PICTURES]
+    return [path for path in files(folder) if is_picture(path)]
+
+
+def is_picture(path: Path) -> bool:
+    """By its name."""
+    return path.suffix.lower() in PICTURES
 
 
 def matching(pattern: Path) -> list[Path]:
@@ -118,14 +123,21 @@ def other_files(folder: Path) -> str:
     return ", ".join(sorted(others))
 
 
+def unreadable(folder: Path) -> list[str]:
+    """A line for each picture of a kind that cannot be read."""
+    return [
+        f"cannot read {legible(path)}: save it as .png or .jpg"
+        for path in files(folder)
+        if path.suffix.lower() in UNREADABLE
+    ]
+
+
 def class_names(part: Path) -> list[str]:
     """The names of the class folders, naturally sorted.
 
     Raises ValueError where there are none, or where one has no picture.
     """
-    names = [
-        path.name for path in visible(part) if path.is_dir() and path.name not in UNLABELLED_NAMES
-    ]
+    names = [path.name for path in visible(part) if path.is_dir() and role_of(path) != "unlabelled"]
     if not names:
         raise ValueError(f"{part} has no class folders: make one folder of images for each class")
     for name in names:
@@ -136,20 +148,33 @@ def class_names(part: Path) -> list[str]:
     return names
 
 
+def role_of(folder: Path) -> Role | None:
+    """What the pictures in a folder are for, where its name says so."""
+    return SPLITS.get(folder.name.casefold())
+
+
 def places(folder: Path) -> list[tuple[Role, Path]]:
     """Where its parts are: train/, val/ and test/ with class folders, or the folder itself.
 
-    unlabelled/, on top or in train/, is a part of its own.
+    unlabelled/, on top or in train/, is a part of its own. A class may be called train.
+    Raises ValueError where parts lie beside class folders.
     """
-    train, test = folder / "train", folder / "test"
-    found: list[tuple[Role, Path]] = [("train", folder)]
-    if has_folders(train):
-        found = [(role, folder / name) for role, name in SPLITS if (folder / name).is_dir()]
-    elif has_folders(test):
-        found = [("test", test)]
-    above = (folder, train) if has_folders(train) else (folder,)
-    apart = (place / name for place in above for name in UNLABELLED_NAMES)
-    return found + [("unlabelled", place) for place in apart if place.is_dir()]
+    held = [path for path in visible(folder) if path.is_dir()]
+    named = [(role, path) for path in held if (role := role_of(path))]
+    found = sorted(
+        (part for part in named if part[0] != "unlabelled"),
+        key=lambda part: get_args(Role).index(part[0]),
+    )
+    if all(role == "train" and not has_folders(path) for role, path in found):
+        found = [("train", folder)]
+    elif other := next((path for path in held if not role_of(path) and pictures(path)), None):
+        raise ValueError(
+            f"{folder} has {other.name} beside {found[0][1].name}: put class folders into "
+            "train/, or rename that one"
+        )
+    above = dict.fromkeys([folder, *(path for role, path in found if role == "train")])
+    apart = (path for place in above for path in visible(place) if path.is_dir())
+    return found + [("unlabelled", path) for path in apart if role_of(path) == "unlabelled"]
 
 
 def part(role: Role, place: Path) -> Part:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from handful.pictures import Part, Role, legible
+from handful.pictures import SPLITS, Part, Role, legible
 
 NAME = re.compile(r"(manifest|labels)\.(csv|tsv|parquet)", re.IGNORECASE)
 SUFFIXES = frozenset({".csv", ".tsv", ".parquet"})
@@ -21,17 +23,7 @@ COLUMNS = {
 }
 """What a column is for, and the names that it may have, in any case."""
 
-ROLES: dict[str, Role] = {
-    "": "train",
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "unlabelled": "unlabelled",
-    "unlabeled": "unlabelled",
-}
+ROLES: dict[str, Role] = {"": "train", **SPLITS}
 NO_LABEL = ("", "-1", "unlabelled", "unlabeled")
 
 Row = tuple[int, list[str]]
@@ -39,10 +31,13 @@ Row = tuple[int, list[str]]
 
 
 class Manifest(NamedTuple):
-    """The parts that a table has, train first, and a line for each row that was left out."""
+    """The parts that a table has, train first, and a line for each row that was left out.
+
+    skipped: with each line the part that its row is of, None where that is not known.
+    """
 
     parts: list[Part]
-    skipped: list[str]
+    skipped: list[tuple[Role | None, str]]
 
 
 def find(folder: Path) -> Path | None:
@@ -70,31 +65,44 @@ def read(path: Path, inside: Path | None = None) -> Manifest:
     _, header = next(rows, (0, []))
     place = _columns(path, header)
     files: dict[Role, list[tuple[Path, str | None]]] = {}
-    skipped: list[str] = []
-    known: dict[Path, int] = {}
+    skipped: list[tuple[Role | None, str]] = []
+    known: dict[str, tuple[int, Role, str]] = {}
     for number, cells in rows:
         row = f"row {number} of {path.name}"
         if len(cells) != len(header):
-            skipped.append(f"{row} has {len(cells)} cells, the header {len(header)}")
+            skipped.append((None, f"{row} has {len(cells)} cells, the header {len(header)}"))
             continue
-        name, label = cells[place["path"]], cells[place["label"]].strip()
+        role = _role(cells[place["split"]] if "split" in place else "", row)
+        name, label = cells[place["path"]], legible(cells[place["label"]].strip())
         file = path.parent / name
         if not name or "\0" in name:
-            skipped.append(f"{row} names no file")
+            skipped.append((role, f"{row} names no file"))
         elif inside is not None and not file.resolve().is_relative_to(inside.resolve()):
-            skipped.append(f"{row}: {legible(name)} lies outside of {inside.name}")
-        elif (first := known.setdefault(file, number)) != number:
-            skipped.append(f"{row}: {legible(name)} is in row {first} already")
+            skipped.append((role, f"{row}: {legible(name)} lies outside of {inside.name}"))
         else:
-            role = _role(cells[place["split"]] if "split" in place else "", row)
-            unknown = label in NO_LABEL or role == "unlabelled"
+            key = os.path.normcase(file.resolve())
+            first, *said = known.setdefault(key, (number, role, label))
+            if first != number:
+                other = ", of another class or split" * (said != [role, label])
+                line = f"{row}: {legible(name)} is in row {first} already{other}"
+                skipped.append((role, line))
+                continue
+            unknown = label.lower() in NO_LABEL or role == "unlabelled"
             files.setdefault(role, []).append((file, None if unknown else label))
     if not files:
-        raise ValueError(f"{path} lists no images{': ' * bool(skipped)}{''.join(skipped[:1])}")
+        why = "".join(f": {line}" for _, line in skipped[:1])
+        raise ValueError(f"{path} lists no images{why}")
     roles: tuple[Role, ...] = ("train", "validation", "test", "unlabelled")
     return Manifest(
         [Part(role, f"{path} ({role})", files[role]) for role in roles if role in files], skipped
     )
+
+
+def has_columns(path: Path) -> bool:
+    """Whether a table has a column for paths and one for labels. Raises ValueError for no table."""
+    _, header = next(iter(_rows(path)), (0, []))
+    cells = {cell.strip().lower() for cell in header}
+    return not any(cells.isdisjoint(COLUMNS[column]) for column in ("path", "label"))
 
 
 def _role(text: str, row: str) -> Role:
@@ -124,7 +132,10 @@ def _columns(path: Path, header: list[str]) -> dict[str, int]:
 def _rows(path: Path) -> Iterable[Row]:
     """All rows, the header's first. Raises ValueError for what is no such table."""
     try:
-        size = path.stat().st_size
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+            raise ValueError(f"cannot read {path}: it is no regular file")
+        size = found.st_size
         if size > LARGEST:
             raise ValueError(f"{path} has {size:,} bytes: a table may have {LARGEST:,}")
         return _parquet(path) if path.suffix.lower() == ".parquet" else list(_text(path))
@@ -142,7 +153,7 @@ def _text(path: Path) -> Iterator[Row]:
         file.seek(0)
         tabbed = path.suffix.lower() == ".tsv"
         delimiter = "\t" if tabbed else max(",;\t", key=first.count)
-        table = csv.reader(file, delimiter=delimiter)
+        table = csv.reader(file, delimiter=delimiter, strict=True)
         yield from ((table.line_num, cells) for cells in table if cells)
 
 
@@ -163,5 +174,17 @@ def _parquet(path: Path) -> list[Row]:
         reason = " ".join(str(error).split())
         raise ValueError(f"cannot read {path}: the file is damaged ({reason})") from None
     rows = zip(*columns, strict=True)
-    cells = (["" if value is None else str(value) for value in row] for row in rows)
-    return [(0, names), *enumerate(cells, 1)]
+    return [
+        (0, names),
+        *((i, [_cell(path, value) for value in row]) for i, row in enumerate(rows, 1)),
+    ]
+
+
+def _cell(path: Path, value: object) -> str:
+    """A value as a table of text has it: what is missing is empty, NaN too."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, bytes | dict | list):
+        kind = {bytes: "bytes", dict: "structs", list: "lists"}[type(value)]
+        raise ValueError(f"{path} has {kind} for paths, labels or splits: save them as text")
+    return str(value)

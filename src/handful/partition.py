@@ -78,7 +78,8 @@ def partition(config: RunConfig, dataset: Dataset) -> Partition:
         seen = concatenate([fit, more.without_labels()])
     else:
         seen = fit
-    pool = _pool(config, images, drawn)
+    judging = [part.sources for part in (validation, held_out, left_over) if part is not None]
+    pool = _pool(config, images, drawn, torch.cat([*judging, drawn[:0]]))
     pretext = seen
     if len(pool):
         # in an order that the draw has no part in: of the same images the same is learned
@@ -142,12 +143,13 @@ def _left_over(config: RunConfig, dataset: Dataset, labelled: ImageSet) -> Image
     return rest if len(rest.labels.unique()) == classes else None
 
 
-def _pool(config: RunConfig, images: ImageSet, drawn: Tensor) -> ImageSet:
+def _pool(config: RunConfig, images: ImageSet, drawn: Tensor, judging: Tensor) -> ImageSet:
     """Images that join the pretext task without their labels.
 
-    An image without a label always does; one with a label that was not drawn, with `--unlabelled`.
+    An image without a label always does; one with a label that was not drawn, with `--unlabelled`;
+    none that shares a source with those that validate or test.
     """
-    apart = torch.ones(len(images), dtype=torch.bool)
+    apart = ~torch.isin(images.sources, judging)
     apart[drawn] = False
     if not config.data.unlabelled:
         apart &= images.labels < 0

@@ -27,6 +27,19 @@ NOT_OPENED = {"EPS", "WMF"}  # Pillow hands these to other programs
 
 Role = Literal["train", "validation", "test", "unlabelled"]
 
+SPLITS: dict[str, Role] = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+    "unlabelled": "unlabelled",
+    "unlabeled": "unlabelled",
+}
+"""What the parts of a source may be called, in any case."""
+
 
 class Part(NamedTuple):
     """Picture files of one part of a data set, with the name of each one's class.
@@ -112,7 +125,7 @@ def open_image(path: Path | str) -> Image.Image:
         reason = f"more than the {MOST_PIXELS:,} pixels that are safe; make it smaller first"
     except Exception as error:  # decoders of damaged files raise whatever they stumble over
         reason = f"the file is damaged ({error})"
-    raise ValueError(f"cannot read {legible(path)}: {' '.join(legible(reason).split())}")
+    raise ValueError(f"cannot read {legible(path)}: {legible(' '.join(reason.split()))}")
 
 
 class _TooLarge(Exception):
@@ -137,8 +150,9 @@ def _formats() -> tuple[str, ...]:
 
 
 def legible(name: Path | str) -> str:
-    """A name as text that can be written anywhere: bytes that are no text show as escapes."""
-    return str(name).encode("utf-8", "backslashreplace").decode("utf-8")
+    """A name as text of one line: bytes that are no text, and ends of lines, show as escapes."""
+    text = str(name).encode("utf-8", "backslashreplace").decode("utf-8")
+    return text.replace("\n", "\\n").replace("\r", "\\r")
 
 
 def to_pixels(image: Image.Image, preparation: Preparation) -> Bytes:

@@ -15,7 +15,7 @@ from PIL import Image
 from handful import archives, arrays, folders, idx, manifests
 from handful.folders import OnRow, Read
 from handful.images import UNLABELLED, ImageSet
-from handful.pictures import Part, Preparation, Role, to_pixels
+from handful.pictures import Part, Preparation, Role, is_prepared_digit, to_pixels
 
 KINDS = "mnist50, a folder, a table (.csv, .tsv), arrays (.npz, .npy) or an archive (.zip, .tar)"
 
@@ -26,6 +26,8 @@ class Piece(NamedTuple):
     role: Role
     origin: str
     open: Callable[[], ImageSet | Part]
+    as_is: bool = False
+    """Whether its images are taken for prepared where they have the size."""
 
 
 def located(source: str) -> tuple[Path, Path | None]:
@@ -33,18 +35,31 @@ def located(source: str) -> tuple[Path, Path | None]:
 
     A folder that holds a table or arrays by their names is that.
     """
-    path, inside = Path(source).expanduser(), None
-    if not path.exists():
+    inside = None
+    try:
+        path = Path(source).expanduser()
+        there = path.exists()
+    except RuntimeError:  # ~ of a user that is not there
+        there = False
+    if not there:
         raise ValueError(f"{source} does not exist: give {KINDS}")
     if archives.is_archive(path):
         inside = archives.unpacked(path)
         path = _innermost(inside)
     if path.is_dir():
-        other = None if idx.find(path) else arrays.find(path) or manifests.find(path)
+        other = None if idx.find(path) else arrays.find(path) or _table(path)
         return other or path, inside
     if path.suffix.lower() not in arrays.SUFFIXES | manifests.SUFFIXES:
         raise ValueError(f"{source} is a file of another kind: give {KINDS}")
     return path, inside
+
+
+def _table(folder: Path) -> Path | None:
+    """The table of a folder's pictures. One of something else may lie beside class folders."""
+    table = manifests.find(folder)
+    if table and folders.has_folders(folder) and not manifests.has_columns(table):
+        return None
+    return table
 
 
 def _innermost(folder: Path) -> Path:
@@ -53,14 +68,18 @@ def _innermost(folder: Path) -> Path:
         (only,) = held
         if only.is_file():
             return only if only.suffix.lower() in arrays.SUFFIXES | manifests.SUFFIXES else folder
-        if all(path.suffix.lower() in folders.PICTURES for path in folders.visible(only)):
+        is_class = any(map(folders.is_picture, folders.visible(only)))
+        if folders.role_of(only) or (is_class and not manifests.find(only)):
             return folder
         folder = only
     return folder
 
 
-def pieces(place: Path, inside: Path | None) -> tuple[list[Piece], list[str]]:
-    """The parts of a source, one at least, and a line for each row of a table that is amiss."""
+def pieces(place: Path, inside: Path | None) -> tuple[list[Piece], list[tuple[Role | None, str]]]:
+    """The parts of a source, one at least, and a line for each row of a table that is amiss.
+
+    With each line comes the part that the row is of, None where that is not known.
+    """
     if place.is_dir():
         found = idx.find(place)
         if not found:
@@ -72,7 +91,10 @@ def pieces(place: Path, inside: Path | None) -> tuple[list[Piece], list[str]]:
         parts += [("test", "test")] * ("test-images" in found)
         return [
             Piece(
-                role, str(found.get(f"{part}-images")), partial(idx.read_part, place, found, part)
+                role,
+                str(found.get(f"{part}-images")),
+                partial(idx.read_part, place, found, part),
+                as_is=True,
             )
             for role, part in parts
         ], []
@@ -114,7 +136,7 @@ def ready(
     """The images of a part as a model takes them, and a line for each file that was not read."""
     if isinstance(opened, ImageSet):
         images = matched(opened, names, piece.origin, other_classes)
-        return Read(prepared(images, preparation), [])
+        return Read(prepared(images, preparation, piece.as_is), [])
     if not other_classes:
         _check_known(classes(opened), names, piece.origin)
     return folders.read(opened, names, preparation, on_row)
@@ -147,9 +169,17 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(listed[:8]) + (f" and {len(listed) - 8} more" if len(listed) > 8 else "")
 
 
-def prepared(images: ImageSet, preparation: Preparation) -> ImageSet:
-    """Arrays brought to a model's size and channels; those that fit stay as they are."""
-    if images.images.shape[1:] == (preparation.channels, preparation.size, preparation.size):
+def prepared(images: ImageSet, preparation: Preparation, as_is: bool = False) -> ImageSet:
+    """Arrays brought to a model's size and channels; those that fit stay as they are.
+
+    as_is: digits that fit are those that have the size, whether or not they are light on black.
+    """
+    size = preparation.size
+    if images.images.shape[1:] == (preparation.channels, size, size) and (
+        as_is
+        or preparation.kind != "digits"
+        or all(map(is_prepared_digit, images.images[:, 0].numpy()))
+    ):
         return images
     pictures = (
         Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))

@@ -40,7 +40,10 @@ def _name(images: ImageSet, position: int, split: str) -> str:
     if position < 0:
         return ""
     path = images.paths[position] if images.paths else ""
-    number = int(images.sources[position]) if split == "train" else position
+    source = images.sources[position]
+    # copies share a source: the number of the first is that, the others have their own
+    alone = split == "train" and int((images.sources == source).nonzero()[0]) == position
+    number = int(source) if alone else position
     return path or f"{split} {number}"
 
 
