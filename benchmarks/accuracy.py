@@ -115,6 +115,7 @@ def page() -> str:
         opened=opened,
         development=_development(),
         curve_of=CURVE_OF,
+        together=_together(rows),
         foreseen=_foreseen(_curve(rows)),
     )
 
@@ -142,6 +143,24 @@ def _foreseen(rows: list[Row]) -> str:
         f"`handful learn-curve` expects {percent(ahead.accuracy, images)} of one more run with "
         f"{AHEAD} ({100 * SHARE:.0f} % interval {between((ahead.low, ahead.high), images)}). "
         f"{measured if came else 'Not measured yet.'}"
+    )
+
+
+def _together(rows: list[Row]) -> str:
+    """What four networks answer better than one, on the draws that both were run on."""
+    stand = {cells[0]["recipe"]: cells for cells in newest(rows) if cells[0]["per_class"] == 50}
+    ours, theirs = (
+        {row["draw"]: 100 * row["test_accuracy"] for row in stand.get(name, [])}
+        for name in ("ensemble", "best")
+    )
+    both = sorted(ours.keys() & theirs.keys())
+    if not both:
+        return ""
+    gains = [ours[draw] - theirs[draw] for draw in both]
+    alone = sum(theirs[draw] for draw in both) / len(both)
+    return (
+        f"On the {len(both)} draws of `ensemble`, `best` has {alone:.2f}: the paired difference is "
+        f"{mean_of(gains, signed=True)}."
     )
 
 
@@ -238,6 +257,8 @@ some runs of `best` at 50 labels and all of `ensemble` other work went on. Alone
 | recipe | labels | test | worst | single view | validation | control | gain | time | commit |
 |---|---|---|---|---|---|---|---|---|---|
 {lines}
+
+{together}
 
 How it was done: constants of the recipes were chosen with `--dev` on draws 0–19 of training images
 0–49,999, scored on training images 50,000–59,999; those labels were used for that and for nothing
