@@ -25,6 +25,7 @@ from handful import SimCLRClassifier, SimCLREncoder, datasets, stages
 from handful.config import ViewsConfig
 from handful.datasets import Dataset
 from handful.predictor import Predictor
+from handful.recipes import RECIPES
 
 Array = np.ndarray[Any, Any]
 
@@ -498,9 +499,10 @@ def test_an_encoder_of_several_networks_has_all_their_features() -> None:
     images = np.random.default_rng(0).integers(0, 256, (8, 20, 20), np.uint8)
     given: dict[str, Any] = {"pretext_steps": 1, "width": 4, "settings": SMALL, "random_state": 0}
     one = SimCLREncoder("demo", **given).fit(images)
-    five = SimCLREncoder("ensemble", **given).fit(images)
-    assert five.transform(images).shape[1] == 5 * one.transform(images).shape[1]
-    assert len(five.get_feature_names_out()) == 5 * len(one.get_feature_names_out())
+    several = SimCLREncoder("ensemble", **given).fit(images)
+    members = RECIPES["ensemble"].config.members
+    assert several.transform(images).shape[1] == members * one.transform(images).shape[1]
+    assert len(several.get_feature_names_out()) == members * len(one.get_feature_names_out())
 
 
 def test_a_length_that_is_left_open_is_fitted_to_the_data(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -361,7 +361,7 @@ def test_images_that_rounding_decides_are_left_out_and_counted(
     near = int((np.abs(first - SURE) < 0.01).sum())
     found = export._checked(model, file, file)
     assert found.edge == near > 0
-    assert f"({near} left out: rounding decides there)" in screen.exported(found)
+    assert f", {near} left out where rounding decides that)" in screen.exported(found)
     assert not export._on_the_edge(replace(model, test_views=1), images).any()
 
 
