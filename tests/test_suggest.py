@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,16 @@ def test_an_image_that_is_there_twice_counts_once(run: Path, place: Path, tmp_pa
         (tmp_path / path.name).write_bytes(path.read_bytes())
         (tmp_path / f"again-{path.name}").write_bytes(path.read_bytes())
     assert len(suggest(run, str(tmp_path), 50)) == 5
+
+
+def test_files_of_an_archive_are_called_as_they_lie_in_it(
+    run: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path / "cache"))
+    packed = shutil.make_archive(str(tmp_path / "more"), "zip", place / "pool")
+    ours, theirs = (suggest(run, pool, 6) for pool in (packed, str(place / "pool")))
+    names = [str(Path(one.image).relative_to(place / "pool")) for one in theirs]
+    assert [one.image for one in ours] == names
 
 
 def test_images_that_judge_a_run_are_not_suggested(place: Path, tmp_path: Path) -> None:

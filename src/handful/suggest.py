@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from handful import checkpoints, datasets, runs
+from handful.datasets import Pool
+from handful.devices import cache_folder
 from handful.estimator import SimCLREncoder
 from handful.folders import OnRow
 from handful.images import ImageSet
@@ -74,15 +76,15 @@ def suggest(
     say(f"{found.place}: {len(images):,} of {len(found.images):,} images are new")
     if not len(images):
         raise ValueError(f"{pool} has no image that the run does not know: nothing to suggest")
+    name = _named(found, images, new)
     if model is None:
         chosen = _first(images.images.numpy(), count, seed, device, say, on_row)
-        return [Suggestion(_name(images, new, i), ()) for i in chosen.tolist()]
+        return [Suggestion(name(i), ()) for i in chosen.tolist()]
     probabilities = model.predict_proba(images)
     chosen = worth_a_label(model.embed(images), probabilities, count, seed)
     rankings = model.rankings(probabilities[chosen])
     return [
-        Suggestion(_name(images, new, i), ranking)
-        for i, ranking in zip(chosen.tolist(), rankings, strict=True)
+        Suggestion(name(i), ranking) for i, ranking in zip(chosen.tolist(), rankings, strict=True)
     ]
 
 
@@ -110,8 +112,17 @@ def _without_label(images: ImageSet, run: Path | None) -> NDArray[np.int64]:
     return np.sort(once[~np.isin(values, np.concatenate([np.array([], np.uint64), *known]))])
 
 
-def _name(images: ImageSet, numbers: NDArray[np.int64], i: int) -> str:
-    return images.paths[i] if images.paths and images.paths[i] else str(numbers[i])
+def _named(pool: Pool, images: ImageSet, numbers: NDArray[np.int64]) -> Callable[[int], str]:
+    """What to call the images, by their positions: files of an archive as they lie in that."""
+    unpacked = cache_folder() in pool.place.parents
+
+    def name(i: int) -> str:
+        path = images.paths[i] if images.paths else ""
+        if not path:
+            return str(numbers[i])
+        return str(Path(path).relative_to(pool.place)) if unpacked else path
+
+    return name
 
 
 def doubt(probabilities: Array) -> NDArray[np.float64]:
