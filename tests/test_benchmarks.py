@@ -251,6 +251,8 @@ def test_pages_are_made_from_their_rows() -> None:
     made = ablation.page(read(ablation.ROWS))
     assert ablation.PAGE.read_text(encoding="utf-8") == made
     assert robust.PAGE.read_text(encoding="utf-8") == robust.page(read(robust.ROWS))
+    asked = suggest.newest(read(suggest.ROWS))
+    assert suggest.PAGE.read_text(encoding="utf-8") == suggest.page(asked)
 
 
 def asked(draw: int, suggested: float, random: float, commit: str = "abc") -> dict[str, Any]:
