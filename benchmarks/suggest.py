@@ -114,7 +114,8 @@ def page(rows: Sequence[Row]) -> str:
     draws = [row["draw"] for row in rows]
     return _PAGE.format(
         lines="\n".join(lines), mean=mean, low=low, high=high, commit=rows[0]["commit"],
-        draws=f"{min(draws)}–{max(draws)}", again=f"{min(draws)}-{max(draws)}", count=len(rows), pool=POOL, round=ROUND, first=FIRST,
+        draws=f"{min(draws)}–{max(draws)}", again=f"{min(draws)}-{max(draws)}",
+        count=len(rows), pool=POOL, round=ROUND, first=FIRST,
         images=rows[0]["test_images"],
         quick=", ".join(f"{name} {value}" for name, value in {**QUICK, **SETTINGS}.items()),
     )  # fmt: skip
@@ -141,8 +142,8 @@ each draw's share, with its interval.
 ![Errors by the number of labels](images/suggest.png)
 
 The model is a quick one: recipe `fast` with {quick}.
-How `suggest` chooses was fixed before these draws were run; of development draws, which `--dev` runs,
-only draw 0 had been looked at.
+How `suggest` chooses was fixed before these draws were run; of development draws, which `--dev`
+runs, only draw 0 had been looked at.
 
 Repeat: `python -m benchmarks.suggest run DIR --draws {again}`, DIR with the four idx files.
 """
