@@ -271,9 +271,10 @@ last, its batches and its decay, was chosen among a dozen such changes by develo
 alone. So had an `ensemble` of five networks alike (98.97 on draws 100–104) when it became one of
 four that look in three ways; these were chosen by development draws 0 and 2 alone, in explorations
 that are not on record. Trying the commands on `mnist50` also
-scores test images, a few times while this was written, and so do timing a whole run and
-`python -m benchmarks.robust`; no recipe was chosen by that. First explorations, before this project
-had code, looked at the test set on one draw of their own; none of their figures is used here.
+scores test images, a few times while this was written, and so do timing a whole run,
+`python -m benchmarks.robust` and `python -m benchmarks.suggest`; no recipe was chosen by that.
+First explorations, before this project had code, looked at the test set on one draw of their own;
+none of their figures is used here.
 
 ## How many labels
 
