@@ -17,7 +17,8 @@ def card(name: str, summary: Mapping[str, Any], figures: Mapping[str, bytes]) ->
         for head, text in _rows(summary)
     )
     pictures = "".join(
-        f"<img src='{picture.uri}' alt='{escape(shows)}' width='{picture.width // 2}'>"
+        f"<img src='{picture.uri}' alt='{escape(shows)}' width='{picture.width * 3 // 4}' "
+        "style='display:block;margin-top:1em'>"
         for shows, picture in ((shows, embed(data)) for shows, data in figures.items())
     )
     return f"<div><strong>{escape(name)}</strong><table>{rows}</table>{pictures}</div>"
