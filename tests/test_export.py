@@ -362,7 +362,7 @@ def test_images_that_rounding_decides_are_left_out_and_counted(
     found = export._checked(model, file, file)
     assert found.edge == near > 0
     assert f", {near} left out where rounding decides that)" in screen.exported(found)
-    assert not export._on_the_edge(replace(model, test_views=1), images).any()
+    assert not export._first_looks(replace(model, test_views=1), images)[1].any()
 
 
 def test_another_file_and_where_there_is_no_place_for_one(

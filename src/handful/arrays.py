@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from handful.images import UNLABELLED, ImageSet
-from handful.pictures import SPLITS, Role
+from handful.pictures import NO_LABEL, SPLITS, Role
 
 Array = NDArray[Any]
 
@@ -176,7 +176,7 @@ def _labels(
         raise ValueError(f"{count:,} images came with labels of {labels.shape}")
     if labels.dtype.kind in "US":
         values, numbers = np.unique(np.char.strip(labels.astype(str)), return_inverse=True)
-        known = ~np.isin(np.char.lower(values), ("", "-1", "unlabelled", "unlabeled"))
+        known = ~np.isin(np.char.lower(values), NO_LABEL)
         names = values.tolist()
     elif labels.dtype.kind in "bui":
         values, numbers = np.unique(labels.astype(np.int64), return_inverse=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -35,6 +35,8 @@ data = typer.Typer(help="Fetch data sets.")
 app.add_typer(data, name="data")
 bench_app = typer.Typer(help="Measure a recipe, run by run.")
 app.add_typer(bench_app, name="bench")
+
+Shown = TypeVar("Shown")
 
 ANSWERS_A_ROW = 100
 """A bar that moves for every file costs more than reading it."""
@@ -254,17 +256,12 @@ def predict(
     A file that cannot be read gets a row with the reason; the others are answered all the same,
     and the exit code is 2.
     """
-    shown = screen.answers
     forms = {
         "--json": (as_json, screen.answers_json),
         "--jsonl": (as_jsonl, screen.answers_jsonl),
         "--csv": (as_csv, screen.answers_csv),
     }
-    asked = [name for name, (wanted, _) in forms.items() if wanted]
-    if len(asked) > 1:
-        raise ValueError(f"{' and '.join(asked)} exclude each other: leave one out")
-    if asked:
-        _, shown = forms[asked[0]]
+    shown = _form(forms, screen.answers)
     from handful import folders
     from handful.predictor import Predictor
 
@@ -332,8 +329,11 @@ def suggest(
     """
     if len(places) > 2:
         raise ValueError(f"suggest takes a run and a pool, got {len(places)} places")
-    if as_json and as_csv:
-        raise ValueError("--json and --csv exclude each other: leave one out")
+    forms = {
+        "--json": (as_json, screen.suggestions_json),
+        "--csv": (as_csv, screen.suggestions_csv),
+    }
+    shown = _form(forms, screen.suggestions)
     from handful import suggest as suggestions
 
     run = Path(places[0]) if len(places) == 2 else None
@@ -341,8 +341,7 @@ def suggest(
         found = suggestions.suggest(
             run, places[-1], count, seed=seed, device=device, say=_note, on_row=progress.row
         )
-    shown = screen.suggestions_csv if as_csv else screen.suggestions
-    typer.echo(screen.suggestions_json(found) if as_json else shown(found))
+    typer.echo(shown(found))
 
 
 @app.command()
@@ -589,6 +588,14 @@ def expand(given: Iterable[Path]) -> Iterator[Path]:
         if not found:
             raise ValueError(f"no pictures in {path}")
         yield from found
+
+
+def _form(forms: Mapping[str, tuple[bool, Shown]], usual: Shown) -> Shown:
+    """How to print, by the option that was given. Raises ValueError for several."""
+    asked = {name: form for name, (wanted, form) in forms.items() if wanted}
+    if len(asked) > 1:
+        raise ValueError(f"{' and '.join(asked)} exclude each other: leave one out")
+    return next(iter(asked.values()), usual)
 
 
 def _note(line: str) -> None:

@@ -339,9 +339,7 @@ def _with_pool(dataset: Dataset, config: DataConfig, on_row: OnRow | None) -> Da
     found = load_pool(config.pool, dataset.preparation, dataset.train.class_names, on_row)
     place, images, amiss = found.place, found.images, found.amiss
     known = np.concatenate([part.fingerprints() for part in dataset.parts])
-    values, once = np.unique(images.fingerprints(), return_index=True)
-    new = torch.from_numpy(np.sort(once[~np.isin(values, known)]))
-    all_of_it, images = len(images), images.select(new).without_labels()
+    all_of_it, images = len(images), images.select(images.not_among(known))
     first = 1 + max(int(part.sources.max()) for part in dataset.parts if len(part))
     paths = images.paths or ("",) * len(images)
     images = replace(_renumbered(images, first), paths=paths)

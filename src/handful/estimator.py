@@ -65,16 +65,6 @@ LEAST_COLOUR = 8
 class _Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """What both estimators share: how X becomes images, and what was fitted to them."""
 
-    recipe: str
-    pretext_steps: int | None
-    width: int | None
-    preset: str | None
-    settings: Mapping[str, Any] | None
-    image_shape: Shape | None
-    random_state: Any
-    device: str
-    verbose: bool
-
     _refused: ClassVar[Mapping[str, str]] = ELSEWHERE
     """Settings that are not taken, and why; one without a dot stands for all that begin with it."""
     _fixed: ClassVar[Mapping[str, Any]] = {}
@@ -83,6 +73,29 @@ class _Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     n_features_in_: int
     layout_: Layout
     predictor_: Predictor
+
+    def __init__(
+        self,
+        recipe: str = "standard",
+        *,
+        pretext_steps: int | None = None,
+        width: int | None = None,
+        preset: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        image_shape: Shape | None = None,
+        random_state: Any = None,
+        device: str = "auto",
+        verbose: bool = False,
+    ) -> None:
+        self.recipe = recipe
+        self.pretext_steps = pretext_steps
+        self.width = width
+        self.preset = preset
+        self.settings = settings
+        self.image_shape = image_shape
+        self.random_state = random_state
+        self.device = device
+        self.verbose = verbose
 
     def transform(self, X: Any) -> NDArray[np.float32]:
         """Representations h of images, float32 (N, D)."""
@@ -242,16 +255,18 @@ class SimCLRClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         device: str = "auto",
         verbose: bool = False,
     ) -> None:
-        self.recipe = recipe
-        self.pretext_steps = pretext_steps
+        super().__init__(
+            recipe,
+            pretext_steps=pretext_steps,
+            width=width,
+            preset=preset,
+            settings=settings,
+            image_shape=image_shape,
+            random_state=random_state,
+            device=device,
+            verbose=verbose,
+        )
         self.downstream_steps = downstream_steps
-        self.width = width
-        self.preset = preset
-        self.settings = settings
-        self.image_shape = image_shape
-        self.random_state = random_state
-        self.device = device
-        self.verbose = verbose
 
     def fit(self, X: Any, y: Any, *, on_row: OnRow | None = None) -> Self:
         """Train on images X and their labels y (N,), -1 for none. See the class for both.
@@ -327,29 +342,6 @@ class SimCLREncoder(_Estimator):
     }
 
     config_: RunConfig
-
-    def __init__(
-        self,
-        recipe: str = "standard",
-        *,
-        pretext_steps: int | None = None,
-        width: int | None = None,
-        preset: str | None = None,
-        settings: Mapping[str, Any] | None = None,
-        image_shape: Shape | None = None,
-        random_state: Any = None,
-        device: str = "auto",
-        verbose: bool = False,
-    ) -> None:
-        self.recipe = recipe
-        self.pretext_steps = pretext_steps
-        self.width = width
-        self.preset = preset
-        self.settings = settings
-        self.image_shape = image_shape
-        self.random_state = random_state
-        self.device = device
-        self.verbose = verbose
 
     def fit(self, X: Any, y: Any = None, *, on_row: OnRow | None = None) -> Self:
         """Learn from images X what they have in common; y is ignored. on_row: as the other's."""

@@ -226,7 +226,8 @@ def _checked(model: Predictor, file: Path, path: Path) -> Exported:
     images, of = trial_images(model)
     probabilities, h = _run(session, images, max(1, INFERENCE_BATCH // model.test_views))
     expected, expected_h = model.predict_proba(images), model.embed(images)
-    settled = ~_on_the_edge(model, images)
+    doubted, edge = _first_looks(model, images)
+    settled = ~edge
     found, expected = probabilities[settled], expected[settled]
     difference = float(np.abs(found - expected).max(initial=0))
     difference_h = float(np.abs(h - expected_h).max() / max(1.0, float(np.abs(expected_h).max())))
@@ -239,9 +240,7 @@ def _checked(model: Predictor, file: Path, path: Path) -> Exported:
             f"{difference_h:.2g} (at most {TOLERANCE:g}), and {others:,} classes are others; "
             "update torch, onnxscript and onnxruntime, or report it"
         )
-    once = replace(model, test_views=1).predict_proba(images).max(1)
-    again = 0 if model.test_views == 1 else int((once < SURE).sum())
-    return Exported(path, len(images), of, again, len(images) - len(found), difference)
+    return Exported(path, len(images), of, int(doubted.sum()), int(edge.sum()), difference)
 
 
 def trial_images(model: Predictor) -> tuple[Tensor, str]:
@@ -268,10 +267,10 @@ def _run(session: onnxruntime.InferenceSession, images: Tensor, step: int) -> tu
     return probabilities, h
 
 
-def _on_the_edge(model: Predictor, images: Tensor) -> Array:
-    """Which first looks are so near to the limit of doubt that rounding decides: bool (N,)."""
+def _first_looks(model: Predictor, images: Tensor) -> tuple[Array, Array]:
+    """Which images are looked at again, and for which rounding decides that: bool (N,) each."""
     if model.test_views == 1:
-        return np.zeros(len(images), bool)
+        none = np.zeros(len(images), bool)
+        return none, none
     first = replace(model, test_views=1).predict_proba(images).max(1)
-    edge: Array = np.abs(first - SURE) < EDGE
-    return edge
+    return first < SURE, np.abs(first - SURE) < EDGE

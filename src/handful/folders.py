@@ -110,7 +110,7 @@ def matching(pattern: Path) -> list[Path]:
         return [pattern]
     # Path.glob takes no absolute pattern
     matches = map(Path, glob.iglob(str(pattern), recursive=True))  # noqa: PTH207
-    found = [path for path in matches if path.suffix.lower() in PICTURES and path.is_file()]
+    found = [path for path in matches if is_picture(path) and path.is_file()]
     if not found:
         raise ValueError(f"no picture matches {pattern}")
     return sorted(found, key=lambda path: [natural(part) for part in path.parts])

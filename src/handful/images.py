@@ -129,6 +129,11 @@ class ImageSet:
         found = b"".join(hashlib.sha256(image.tobytes()).digest()[:8] for image in pixels)
         return np.frombuffer(found, "<u8")
 
+    def not_among(self, known: NDArray[np.uint64]) -> Tensor:
+        """Positions of the images whose fingerprints are not known, each image once: int64 (M,)."""
+        prints, once = np.unique(self.fingerprints(), return_index=True)
+        return torch.from_numpy(np.sort(once[~np.isin(prints, known)]))
+
     def describe(self) -> str:
         """One line for people: how many images of what size, and how they are labelled."""
         counts = self.class_counts

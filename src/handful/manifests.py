@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from handful.pictures import SPLITS, Part, Role, legible
+from handful.pictures import NO_LABEL, SPLITS, Part, Role, legible
 
 NAME = re.compile(r"(manifest|labels)\.(csv|tsv|parquet)", re.IGNORECASE)
 SUFFIXES = frozenset({".csv", ".tsv", ".parquet"})
@@ -24,7 +24,6 @@ COLUMNS = {
 """What a column is for, and the names that it may have, in any case."""
 
 ROLES: dict[str, Role] = {"": "train", **SPLITS}
-NO_LABEL = ("", "-1", "unlabelled", "unlabeled")
 
 Row = tuple[int, list[str]]
 """A row's number, for people, and its cells."""

@@ -39,6 +39,8 @@ SPLITS: dict[str, Role] = {
     "unlabeled": "unlabelled",
 }
 """What the parts of a source may be called, in any case."""
+NO_LABEL = ("", "-1", "unlabelled", "unlabeled")
+"""What says, in any case, that an image has no label."""
 
 
 class Part(NamedTuple):

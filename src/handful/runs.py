@@ -77,6 +77,11 @@ class RunFolder:
             return "foreign"
         return "complete" if (self.path / "summary.json").is_file() else "interrupted"
 
+    @property
+    def is_run(self) -> bool:
+        """Whether a run is there, finished or not."""
+        return self.state() in ("complete", "interrupted")
+
     def _ours(self) -> bool:
         try:
             with self.config_path.open(encoding="utf-8", errors="replace") as file:

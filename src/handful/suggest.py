@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from handful import checkpoints, datasets, runs
+from handful import datasets
 from handful.datasets import Pool
 from handful.devices import cache_folder
 from handful.estimator import SimCLREncoder
 from handful.folders import OnRow
 from handful.images import ImageSet
 from handful.predictor import Predictor, Ranking
+from handful.runs import RunFolder
 
 Array = np.ndarray[Any, Any]
 
@@ -61,22 +61,22 @@ def suggest(
         raise ValueError(f"-n {count}: ask for at least one image")
     say = say or (lambda line: None)
     model = None if run is None else Predictor.load(run, device)
-    if run is not None and not runs.RunFolder(run).arrays():
+    if run is not None and not RunFolder(run).arrays():
         say(f"{run} is no run folder: which images its model learned from is not known")
     if model is None:
-        if (Path(pool) / "model" / checkpoints.META).exists():
+        if RunFolder(pool).is_run:
             raise ValueError(f"{pool} is a run: name the pool after it")
         found = datasets.load_pool(pool, on_row=on_row)
     else:
         found = datasets.load_pool(pool, model.preparation, model.class_names, on_row)
     for line in found.amiss:
         say(f"skipped: {line}")
-    new = _without_label(found.images, run)
-    images = found.images.select(torch.from_numpy(new))
+    new = found.images.not_among(_known(run))
+    images = found.images.select(new)
     say(f"{found.place}: {len(images):,} of {len(found.images):,} images are new")
     if not len(images):
         raise ValueError(f"{pool} has no image that the run does not know: nothing to suggest")
-    name = _named(found, images, new)
+    name = _named(found, images, new.tolist())
     if model is None:
         chosen = _first(images.images.numpy(), count, seed, device, say, on_row)
         return [Suggestion(name(i), ()) for i in chosen.tolist()]
@@ -104,15 +104,14 @@ def _first(
     return typical(encoder.transform(pixels), np.ones(len(pixels)), count, seed)
 
 
-def _without_label(images: ImageSet, run: Path | None) -> NDArray[np.int64]:
-    """Positions of the images that a run neither learned from nor was tested on, each once."""
-    values, once = np.unique(images.fingerprints(), return_index=True)
-    arrays = {} if run is None else runs.RunFolder(run).arrays()
-    known = [arrays[name] for name in KNOWN if name in arrays]
-    return np.sort(once[~np.isin(values, np.concatenate([np.array([], np.uint64), *known]))])
+def _known(run: Path | None) -> NDArray[np.uint64]:
+    """Fingerprints of the images that a run learned from or was tested on."""
+    arrays = {} if run is None else RunFolder(run).arrays()
+    found = [arrays[name] for name in KNOWN if name in arrays]
+    return np.concatenate([np.array([], np.uint64), *found])
 
 
-def _named(pool: Pool, images: ImageSet, numbers: NDArray[np.int64]) -> Callable[[int], str]:
+def _named(pool: Pool, images: ImageSet, numbers: Sequence[int]) -> Callable[[int], str]:
     """What to call the images, by their positions: files of an archive as they lie in that."""
     unpacked = cache_folder() in pool.place.parents
 

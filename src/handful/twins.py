@@ -52,8 +52,9 @@ def within(images: ImageSet) -> list[Twin]:
 
 def across(images: ImageSet, others: ImageSet) -> list[Twin]:
     """For each image that is also among `others`, or nearly, the pair with the most alike."""
-    theirs, _ = _kinds(others.fingerprints())
-    known = dict(zip(others.fingerprints()[theirs].tolist(), theirs.tolist(), strict=True))
+    judging = others.fingerprints()
+    theirs, _ = _kinds(judging)
+    known = dict(zip(judging[theirs].tolist(), theirs.tolist(), strict=True))
     prints = images.fingerprints().tolist()
     found = [Twin(i, known[p], 1.0) for i, p in enumerate(prints) if p in known]
     rest = torch.tensor([i for i, p in enumerate(prints) if p not in known], dtype=torch.int64)

@@ -60,7 +60,7 @@ def setting(
             raise ValueError(f"--set {key}: an audit trains one network a fold and no more")
     options: dict[str, Any] = {"downstream.folds": FOLDS, "device": device}
     source = given
-    if _is_run(given):
+    if RunFolder(given).is_run:
         if recipe:
             raise ValueError(f"--recipe {recipe}: {given} is a run and has its own; leave it out")
         run = RunFolder(given).config()
@@ -78,13 +78,9 @@ def setting(
     return compose(source, recipe or RECIPE, None, options | FIXED, assignments)
 
 
-def _is_run(given: str) -> bool:
-    return RunFolder(given).state() in ("complete", "interrupted")
-
-
 def place(given: str) -> Path:
     """Where an audit goes by default: beside the run, or where runs of the source go."""
-    if _is_run(given):
+    if RunFolder(given).is_run:
         return Path(given).with_name(f"{Path(given).resolve().name}-audit")
     name = given if given == "mnist50" else Path(given).resolve().name
     return Path("runs") / f"{name or 'images'}-audit"
