@@ -263,6 +263,13 @@ def test_images_without_a_label_do_not_score(
         fitted.score(images, np.full(400, -1))
 
 
+def test_fit_tells_how_far_it_is(digits: tuple[Array, Array, Array, Array]) -> None:
+    rows: list[dict[str, Any]] = []
+    quick().fit(digits[0][:60], digits[1][:60], on_row=rows.append)
+    assert rows[0]["stage"] == "pretext"
+    assert {"downstream", "selection"} & {row["stage"] for row in rows}
+
+
 def test_strings_are_labels_and_minus_one_among_them_is_none(
     digits: tuple[Array, Array, Array, Array],
 ) -> None:

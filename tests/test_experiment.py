@@ -33,7 +33,7 @@ from handful import (
 from handful.datasets import Dataset
 from handful.experiment import Run, embed, evaluate
 from handful.images import ImageSet, concatenate
-from handful.networks import Encoder
+from handful.networks import Cosines, Encoder, Ensemble
 from handful.predictor import Predictor
 from handful.recipes import RECIPES
 
@@ -1006,6 +1006,22 @@ def test_an_ensemble_is_the_mean_of_runs_of_its_members(
         torch.testing.assert_close(after[f"members.0.{name}"], weights)
     assert run.summary["multiply_adds"] == 2 * alone.summary["multiply_adds"]
     assert {path.name for path in (run.path / "checkpoints").iterdir()} == {"pretext", "pretext-1"}
+
+
+def test_members_of_a_run_take_columns_in_turn_and_so_does_what_is_kept(
+    idx_folder: IdxFolder, tmp_path: Path
+) -> None:
+    """Also where the model is trained once more on what was held out for a test."""
+    columns = ["harmonic", "upright"]
+    settings = {"data__validation": 0.0, "members": 3, "network__columns": columns}
+    for test in (20, 0):
+        run = bare(idx_folder(10, test), tmp_path / f"run{test}", **settings)
+        encoder = Predictor.load(run.path, "cpu").encoder
+        assert isinstance(encoder, Ensemble)
+        members = list(encoder.members.children())
+        assert [one.upright for one in members] == [False, True, False]
+        harmonic = [any(isinstance(m, Cosines) for m in one.modules()) for one in members]
+        assert harmonic == [True, False, True]
 
 
 def test_an_ensemble_is_kept_whole_where_its_test_images_were_held_out(

@@ -146,6 +146,14 @@ def test_a_slant_is_what_upright_takes_out(bundled: Dataset) -> None:
     assert float((upright(slanted) - upright(digits)).square().mean()) < 0.1 * float(apart)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_upright_keeps_the_precision_that_it_gets(bundled: Dataset, dtype: torch.dtype) -> None:
+    digits = to_float(bundled.train.images[:20])
+    found = upright(digits.to(dtype))
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), upright(digits), rtol=0, atol=0.05)
+
+
 def test_no_ink_and_too_steep_a_line_stay_what_they_are() -> None:
     assert not upright(torch.zeros(2, 1, 28, 28)).any()
     flat = torch.zeros(1, 1, 28, 28)

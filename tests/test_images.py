@@ -156,3 +156,11 @@ def test_to_float_spans_zero_to_one() -> None:
     x = to_float(torch.tensor([0, 51, 255], dtype=torch.uint8))
     assert x.dtype == torch.float32
     torch.testing.assert_close(x, torch.tensor([0, 0.2, 1]))
+
+
+def test_what_is_new_is_each_unknown_image_once() -> None:
+    pixels = torch.tensor([3, 1, 3, 2, 1, 5], dtype=torch.uint8).view(6, 1, 1, 1)
+    images = ImageSet.of(pixels)
+    known = images.select(torch.tensor([1])).fingerprints()
+    assert images.not_among(known).tolist() == [0, 3, 5]
+    assert images.not_among(images.fingerprints()).tolist() == []
