@@ -294,6 +294,7 @@ def test_a_file_names_its_recipe(tmp_path: Path) -> None:
         (["train", "mnist50", "--set", "pretext"], "expected key=value"),
         (["train", "mnist50", "--config", "/no/such.toml"], "/no/such.toml"),
         (["train", "mnist50", "--device", "abacus"], "unknown device abacus"),
+        (["train", "mnist50", "--track", "diary"], "--track diary: there is tensorboard alone"),
         (["train", "/no/such/folder"], "/no/such/folder"),
         (["evaluate", "/no/run", "mnist50"], "/no/run"),
         (["predict", "/no/run", "a.png"], "/no/run"),

@@ -166,6 +166,14 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run that is in the run folder.")
     ] = False,
+    track: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TRACKER",
+            help="tensorboard, the only one so far: curves, figures and settings go into the run "
+            "folder too, and `tensorboard --logdir runs` shows them, also while it trains.",
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
 ) -> None:
     """Train a classifier, measure it, and draw what it learned."""
@@ -198,6 +206,7 @@ def train(
             on_row=progress.row,
             say=progress.say,
             began=began,
+            track=track,
         )
     typer.echo(screen.run(run.summary, str(run.report)))
 

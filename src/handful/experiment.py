@@ -20,6 +20,7 @@ from handful.predictor import Predictor
 from handful.recipes import recipe_for
 from handful.splits import batches_per_epoch
 from handful.stages import Member, Row, Session, Trained
+from handful.tracking import Board
 
 VALIDATION_OF = {
     True: "the model that chose the length, trained without the labels of these images",
@@ -73,6 +74,7 @@ def run(
     on_row: Callable[[Row], None] | None = None,
     say: Callable[[str], None] | None = None,
     began: float | None = None,
+    track: str | None = None,
 ) -> Run:
     """Carry out a configuration. What already is complete at `out` is not done again.
 
@@ -80,11 +82,13 @@ def run(
     on_row: called with every row of metrics.jsonl, and with rows that tell how far the reading of
     many files is. say: called with lines for people.
     began: the `time.time()` that `seconds` counts from; now where it is None.
+    track: `tensorboard` also writes what that shows, into the run folder.
     Raises ValueError for anything that a user can mend.
     """
     began = time.time() if began is None else began
     say = say or (lambda line: None)
     on_row = on_row or (lambda row: None)
+    board = None if track is None else Board(track, out)
     if config.data.draw is not None and config.data.per_class is None:
         raise ValueError(
             f"--draw {config.data.draw} needs --per-class: without it every label is used"
@@ -97,7 +101,7 @@ def run(
     for note in _leaks(config, parts):
         say(note)
     folder = runs.RunFolder(out)
-    session = Session(config, device, dataset, parts, folder, on_row, say)
+    session = Session(config, device, dataset, parts, folder, on_row, say, board)
     # before the folder is claimed: a network that cannot be built leaves none behind
     members = stages.members(session)
     claimed = runs.claim(out, config, overwrite)
@@ -111,6 +115,8 @@ def run(
         report.draw(folder, summary)
     summary |= {"stages": session.stages, "seconds": time.time() - began}
     report.write(folder, summary)
+    if board is not None:
+        board.finish(summary, config.to_toml(), folder.figures)
     folder.write_summary(summary)
     return Run(out, folder.summary())
 

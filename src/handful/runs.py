@@ -33,6 +33,7 @@ CONTENTS = (
     "model",
     "checkpoints",
     "figures",
+    "tensorboard",
     "config.toml",
 )
 """All that a run writes and all that `--overwrite` removes, in that order: half removed, a run no

@@ -30,6 +30,7 @@ from handful.pretrain import pretrain
 from handful.recipes import sized, suited
 from handful.runs import RunFolder
 from handful.splits import batches_per_epoch, folds
+from handful.tracking import Board
 from handful.wording import duration
 
 Row = dict[str, Any]
@@ -63,6 +64,7 @@ class Session:
     """Where its files go; None leaves none anywhere."""
     show: Callable[[Row], None]
     say: Callable[[str], None]
+    board: Board | None = None
     member: int = 0
     """Which of an ensemble's networks it is at."""
     stages: dict[str, float] = field(default_factory=dict)
@@ -73,6 +75,8 @@ class Session:
         row = row | {"member": self.member} if self.member else row
         if self.folder is not None:
             self.folder.append(row)
+        if self.board is not None:
+            self.board.row(row)
         self.show(row)
 
     @contextmanager
