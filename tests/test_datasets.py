@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from handful import folders, idx
+from handful import decoding, idx
 from handful.config import DataConfig
 from handful.datasets import Dataset, fetch_mnist, load, load_images, scores_on_mnist
 from handful.pictures import Preparation
@@ -264,13 +264,13 @@ def test_unlabelled_images_beside_the_classes_are_read_once(photos: Path) -> Non
 
 
 def test_reading_many_files_tells_how_far_it_is(
-    photos: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[dict[str, object]] = []
     config = DataConfig(source=str(photos))
     load(config, rows.append)
     assert rows == []  # that is over before anybody asks
-    monkeypatch.setattr(folders, "MANY", 12)
+    monkeypatch.setattr(decoding, "MANY", 12)
     load(config, rows.append)
     assert [(row["stage"], row["step"], row["steps"]) for row in rows] == [
         ("read", i + 1, 12) for i in range(12)

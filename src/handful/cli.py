@@ -271,7 +271,7 @@ def predict(
         "--csv": (as_csv, screen.answers_csv),
     }
     shown = _form(forms, screen.answers)
-    from handful import folders
+    from handful import decoding
     from handful.predictor import Predictor
 
     model = Predictor.load(run, device=device)
@@ -293,7 +293,7 @@ def predict(
             yield answer
 
     # where lines come one by one they are the progress
-    quiet = len(paths) < folders.MANY or (sys.stdout.isatty() and (as_jsonl or as_csv))
+    quiet = len(paths) < decoding.MANY or (sys.stdout.isatty() and (as_jsonl or as_csv))
     with screen.progress(quiet=quiet) as progress:
         for text in shown(answers(), least):
             typer.echo(text)

@@ -15,7 +15,7 @@ import torch
 
 from handful import folders, idx, manifests, sources
 from handful.config import DataConfig
-from handful.folders import OnRow
+from handful.decoding import OnRow
 from handful.images import ImageSet, concatenate
 from handful.pictures import Kind, Part, Preparation, Role, is_prepared_digit
 from handful.sources import Piece

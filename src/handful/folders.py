@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import glob
-import os
 import re
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from handful.config import DataConfig
+from handful.decoding import OnRow, decode
 from handful.images import UNLABELLED, ImageSet
 from handful.pictures import (
     SPLITS,
@@ -28,7 +25,6 @@ from handful.pictures import (
     is_prepared_digit,
     legible,
     open_image,
-    to_pixels,
 )
 
 PICTURES = frozenset(
@@ -38,15 +34,12 @@ PICTURES = frozenset(
 )
 """What Pillow reads without the help of other programs; films and what is rare aside."""
 SAMPLED = 64  # files of a folder that decide how all of it is prepared
-MANY = 2000  # files from which on reading takes so long that people want to know how far it is
 
 UNREADABLE = frozenset(
     {".arw", ".cr2", ".cr3", ".dng", ".eps", ".heic", ".heif", ".jxl", ".nef", ".orf", ".raf"}
     | {".rw2", ".svg"}
 )
 """Pictures too, which other programs must convert first."""
-
-OnRow = Callable[[dict[str, Any]], None]
 
 
 class Read(NamedTuple):
@@ -199,7 +192,17 @@ def read(
     """
     number = {name: i for i, name in enumerate(names)}
     labels = [number.get(name or "", UNLABELLED) for _, name in part.files]
-    found = _decode([path for path, _ in part.files], labels, names, preparation, on_row)
+    paths = [path for path, _ in part.files]
+    images, kept, skipped = decode(paths, preparation, on_row)
+    found = Read(
+        ImageSet.of(
+            torch.from_numpy(images),
+            torch.tensor([labels[i] for i in kept], dtype=torch.int64),
+            names,
+            [legible(paths[i]) for i in kept],
+        ),
+        skipped,
+    )
     if not len(found.images):
         raise ValueError(f"{part.origin} has no readable image: {found.skipped[0]}")
     for label in sorted(set(labels) - {UNLABELLED} - set(found.images.labels.tolist())):
@@ -207,46 +210,6 @@ def read(
         reason = next(line for line in found.skipped if legible(first) in line)
         raise ValueError(f"class {names[label]} of {part.origin} has no readable image: {reason}")
     return found
-
-
-def _decode(
-    paths: Sequence[Path],
-    labels: Sequence[int],
-    names: Sequence[str],
-    preparation: Preparation,
-    on_row: OnRow | None,
-) -> Read:
-    def pixels(path: Path) -> NDArray[np.uint8] | str:
-        try:
-            return to_pixels(open_image(path), preparation)
-        except ValueError as error:
-            return str(error)
-
-    shape = (len(paths), preparation.channels, preparation.size, preparation.size)
-    images = np.empty(shape, np.uint8)
-    kept: list[int] = []
-    skipped: list[str] = []
-    began = time.monotonic()
-    # Threads, not processes: Pillow's decoders leave Python's lock while they work.
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for i, found in enumerate(pool.map(pixels, paths)):
-            if isinstance(found, str):
-                skipped.append(found)
-            else:
-                images[len(kept)] = found
-                kept.append(i)
-            if on_row and len(paths) >= MANY:
-                done = {"step": i + 1, "steps": len(paths)}
-                on_row({"stage": "read", **done, "seconds": time.monotonic() - began})
-    return Read(
-        ImageSet.of(
-            torch.from_numpy(images[: len(kept)]),
-            torch.tensor([labels[i] for i in kept], dtype=torch.int64),
-            names,
-            [legible(paths[i]) for i in kept],
-        ),
-        skipped,
-    )
 
 
 def spread(n: int) -> list[int]:

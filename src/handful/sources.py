@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from handful import archives, arrays, folders, idx, manifests
-from handful.folders import OnRow, Read
+from handful.decoding import OnRow
+from handful.folders import Read
 from handful.images import UNLABELLED, ImageSet
 from handful.pictures import Part, Preparation, Role, is_prepared_digit, to_pixels
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from handful import datasets
 from handful.datasets import Pool
+from handful.decoding import OnRow
 from handful.devices import cache_folder
 from handful.estimator import SimCLREncoder
-from handful.folders import OnRow
 from handful.images import ImageSet
 from handful.predictor import Predictor, Ranking
 from handful.runs import RunFolder

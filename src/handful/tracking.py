@@ -40,7 +40,7 @@ class Board:
     @property
     def _writer(self) -> SummaryWriter:
         if self._opened is None:
-            self._opened = self._make(str(self._run / TENSORBOARD))  # type: ignore[no-untyped-call]
+            self._opened = self._make(str(self._run / TENSORBOARD))
         return self._opened
 
     def row(self, row: Mapping[str, Any]) -> None:
@@ -53,7 +53,7 @@ class Board:
         stage = row["stage"] + (f"-{row['member']}" if "member" in row else "")
         for name, value in row.items():
             if name not in NO_CURVES and isinstance(value, int | float):
-                self._writer.add_scalar(f"{stage}/{name}", value, row["step"])  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(f"{stage}/{name}", value, row["step"])
 
     def finish(self, summary: Mapping[str, Any], settings: str, figures: Path) -> None:
         """Accuracies of the summary, the settings (TOML) as text, and the pictures in `figures`."""
