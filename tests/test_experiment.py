@@ -28,6 +28,7 @@ from handful import (
     partition,
     report,
     runs,
+    splits,
     stages,
 )
 from handful.datasets import Dataset
@@ -1140,3 +1141,87 @@ def test_what_is_kept_after_a_hold_out_knows_all_labelled_images(
     assert model.evidence is not None
     assert len(model.familiar.h) == 100
     assert len(model.evidence.right) == run.summary["validation_images"]
+
+
+SPREADING = {"recipe": "pool", "data__per_class": 2, "pretext__cache": False}
+
+
+def watched_lessons(source: Path, out: Path, **settings: Any) -> tuple[Run, list[ImageSet]]:
+    """A run, and the images that its classifiers learned from."""
+    lessons: list[ImageSet] = []
+    true = stages.finetune
+
+    def watching(*given: Any, **named: Any) -> Any:
+        lessons.append(given[2])
+        return true(*given, **named)
+
+    with mock.patch.object(stages, "finetune", watching):
+        return bare(source, out, **SPREADING | settings), lessons
+
+
+def test_labels_spread_to_the_pool_and_the_classifier_learns_from_both(
+    source: Path, tmp_path: Path
+) -> None:
+    run, (learned,) = watched_lessons(source, tmp_path / "run")
+    pool, left_out = run.summary["unlabelled_images"], run.summary["unfamiliar_images"]
+    assert pool > 0
+    assert len(learned) == run.summary["labelled_images"] + pool - left_out
+    assert (learned.labels >= 0).all()
+    assert run.summary["images_through_encoder"]["downstream"] > 0
+
+
+def test_labels_that_nobody_drew_are_not_looked_at(source: Path, tmp_path: Path) -> None:
+    """With all of them turned around, the same is learned."""
+    mine, (learned,) = watched_lessons(source, tmp_path / "mine")
+    true = datasets.load
+
+    def turned(*asked: Any) -> Dataset:
+        found = true(*asked)
+        drawn = splits.draw(found.train.labels, 2, None)
+        labels = (found.train.labels + 1) % 10
+        labels[drawn] = found.train.labels[drawn]
+        fixed.append(drawn)
+        return replace(found, train=replace(found.train, labels=labels))
+
+    fixed: list[Tensor] = []
+    with (
+        mock.patch.object(datasets, "load", turned),
+        mock.patch.object(partition, "draw", side_effect=lambda *_: fixed[0]),
+    ):
+        theirs, (other,) = watched_lessons(source, tmp_path / "theirs")
+    assert (learned.labels == other.labels).all()
+    ours, others = (checkpoints.load(one.path / "model")[0] for one in (mine, theirs))
+    assert all(torch.equal(ours[name], others[name]) for name in ours)
+
+
+def test_a_pool_of_nothing_is_the_recipe_without_one(source: Path, tmp_path: Path) -> None:
+    settings = {"data__per_class": None}
+    with_it, _ = watched_lessons(source, tmp_path / "with", **settings)
+    without, _ = watched_lessons(
+        source, tmp_path / "without", **settings, downstream__pseudo_labels=False
+    )
+    mine, theirs = (checkpoints.load(one.path / "model")[0] for one in (with_it, without))
+    assert with_it.summary["unlabelled_images"] == 0
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_images_that_no_label_reaches_teach_nothing(source: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    true = stages.propagation.guess
+
+    def first_ten(h: Tensor, labels: Tensor, classes: int) -> Any:
+        found = true(h, labels, classes)
+        return found._replace(familiar=(labels >= 0) | (torch.arange(len(labels)) < 10))
+
+    changes = {key.replace("__", "."): value for key, value in (TINY | SPREADING).items()}
+    asked = RECIPES["pool"].config.updated(changes | {"data.source": str(source)})
+    with (
+        mock.patch.object(stages.propagation, "guess", first_ten),
+        mock.patch.object(report, "draw"),
+    ):
+        run = experiment.run(asked, tmp_path / "run", say=said.append)
+    left_out = run.summary["unfamiliar_images"]
+    assert left_out >= run.summary["unlabelled_images"] - 10
+    assert f"left out: {left_out:,} of them, which are like none that has a label" in said
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert f"{left_out} are like none with a label" in page

@@ -168,6 +168,9 @@ class DownstreamConfig(Frozen):
     """Checks in a row that validation finds worse than the best, after which training stops."""
     refit: bool = True
     """Train once more on all labels for the length that validation chose."""
+    pseudo_labels: bool = False
+    """Where there are unlabelled images: learn from these as well, with labels that spread to them
+    along their neighbours in h."""
     folds: Annotated[int, Field(ge=0, le=50)] = 0
     """Where nothing is held out for validation: parts of the labelled images, each answered by a
     network that learned from the others. These answers calibrate, and say when to abstain."""
@@ -231,11 +234,24 @@ class RunConfig(Frozen):
                 f"downstream.folds = {self.downstream.folds} needs a pretext task that sees no "
                 "label, which sup_con does: set pretext.loss=nt_xent, or pretext.steps=0"
             )
+        if self.downstream.pseudo_labels:
+            self._check_pseudo_labels()
         if self.downstream.folds == 1:
             raise ValueError("downstream.folds = 1 leaves nothing to learn from: 0, or at least 2")
         if self.data.validation == 0 and self.downstream.steps is None:
             raise ValueError("downstream.steps must be set where data.validation is 0")
         return self
+
+    def _check_pseudo_labels(self) -> None:
+        if self.data.validation:
+            needed = "data.validation = 0 and a fixed length: all labels spread"
+        elif self.downstream.folds:
+            needed = "downstream.folds = 0: all labels spread, none is left to calibrate"
+        elif self.pretext.steps == 0:
+            needed = "a pretext task, in whose representation labels spread"
+        else:
+            return
+        raise ValueError(f"downstream.pseudo_labels = true needs {needed}")
 
     @property
     def contrasts(self) -> bool:

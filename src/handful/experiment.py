@@ -214,7 +214,8 @@ def _announce(member: Member) -> None:
     kept = stages.place_of_pretext(member)
     if kept is not None and kept.is_dir():
         first = 0
-    then = downstream.steps * _batch(parts.final, downstream.batch_size)
+    lessons = parts.pretext if downstream.pseudo_labels else parts.final
+    then = downstream.steps * _batch(lessons, downstream.batch_size)
     then *= 1 + (parts.validation is not None and downstream.refit)
     if parts.validation is None:
         then *= 1 + downstream.folds * downstream.fold_share
@@ -274,6 +275,7 @@ def _described(members: Sequence[Member], trained: Trained, seen: int) -> dict[s
         "dev": config.data.dev,
         "labelled_images": parts.labelled,
         "unlabelled_images": parts.unlabelled,
+        "unfamiliar_images": trained.unfamiliar,
         "class_names": list(parts.final.class_names),
         "test_of": parts.test_of,
         "calibrated_by": _calibrated_by(trained),

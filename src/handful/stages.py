@@ -16,13 +16,13 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from handful import checkpoints, devices, exhibits, metrics, networks
+from handful import checkpoints, devices, exhibits, metrics, networks, propagation
 from handful.confidence import Evidence, abstention
 from handful.config import DownstreamConfig, RunConfig
 from handful.datasets import Dataset
 from handful.exhibits import Arrays
 from handful.finetune import finetune
-from handful.images import ImageSet
+from handful.images import UNLABELLED, ImageSet
 from handful.networks import AnyEncoder, Encoder, ProjectionHead, classifier_head
 from handful.partition import Partition, partition
 from handful.predictor import Predictor
@@ -50,6 +50,8 @@ class Trained(NamedTuple):
     """Answers to labelled images that none of the networks which gave them had learned from."""
     in_folds: int = 0
     """Images that passed the encoders which gave those answers, in training."""
+    unfamiliar: int = 0
+    """Unlabelled images that were left out for being like none with a label."""
 
 
 @dataclass
@@ -281,6 +283,8 @@ def _with_its_length(member: Member) -> Trained:
     session = member.session
     parts, config = session.parts, session.config.downstream
     fitted = fitting(member)
+    if config.pseudo_labels and parts.unlabelled:
+        return _self_trained(member, fitted)
     if parts.validation is None:
         return _calibrated(session, fitted, fitted(parts.final, config, "downstream"))
     name = "selection" if config.refit else "downstream"
@@ -294,6 +298,28 @@ def _with_its_length(member: Member) -> Trained:
         evidence=chosen.evidence,
         encoded=chosen.encoded + last.encoded,
     )
+
+
+def _self_trained(member: Member, fitted: Callable[..., Trained]) -> Trained:
+    """A network that learns from the pool as well, with the labels that spread to it in h.
+
+    SimCLRv2 (Chen et al. 2020, section 2.3) ends so, with the answers of a tuned network for
+    labels; those that spread are right more often where there are few. Images that they hardly
+    reach are of other classes and teach nothing.
+    """
+    session, pool = member.session, member.session.parts.pretext
+    pooled = int((pool.labels == UNLABELLED).sum())
+    session.say(f"labels spread to {pooled:,} unlabelled images")
+    with session.stage("spread"):
+        h = networks.represent(member.encoder, pool.images)
+        found = propagation.guess(h, pool.labels, len(pool.class_names))
+    lessons = replace(pool, labels=found.classes)
+    lessons = lessons.select(found.familiar.nonzero().squeeze(1))
+    unfamiliar = len(pool) - len(lessons)
+    if unfamiliar:
+        session.say(f"left out: {unfamiliar:,} of them, which are like none that has a label")
+    trained = fitted(lessons, session.config.downstream, "downstream")
+    return trained._replace(unfamiliar=unfamiliar)
 
 
 def fitting(member: Member) -> Callable[..., Trained]:
