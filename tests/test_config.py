@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from handful import config as configs
 from handful.config import RunConfig, ViewsConfig, assignment, flat, parse
+from handful.recipes import RECIPES
 
 configurations = st.fixed_dictionaries(
     {},
@@ -233,3 +234,18 @@ def test_views_on_the_way_to_others_take_over_what_is_no_strength() -> None:
     assert (half.elastic_cells, half.flip) == (5, False)
     assert start.towards(end, 1) == end
     assert start.towards(end, 0) == end.model_copy(update={"rotation": 90.0, "shear": 0.4})
+
+
+@pytest.mark.parametrize(
+    ("changes", "needed"),
+    [
+        ({"data.validation": 0.2}, "data.validation = 0"),
+        ({"downstream.folds": 4}, "downstream.folds = 0"),
+        ({"pretext.steps": 0}, "a pretext task"),
+    ],
+)
+def test_labels_spread_where_nothing_is_held_back_and_there_is_an_h(
+    changes: dict[str, Any], needed: str
+) -> None:
+    with pytest.raises(ValueError, match=f"downstream.pseudo_labels = true needs {needed}"):
+        RECIPES["pool"].config.updated(changes)

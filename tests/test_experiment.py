@@ -1205,6 +1205,17 @@ def test_a_pool_of_nothing_is_the_recipe_without_one(source: Path, tmp_path: Pat
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
+def test_the_model_that_is_kept_learns_from_the_pool_too(
+    idx_folder: IdxFolder, tmp_path: Path
+) -> None:
+    run, (tested, kept) = watched_lessons(idx_folder(10), tmp_path / "run")
+    held_out = run.summary["test_images"]
+    assert held_out == 10
+    assert len(tested) > 50
+    assert len(kept) > 50
+    assert len(set(kept.sources.tolist()) - set(tested.sources.tolist())) >= held_out
+
+
 def test_images_that_no_label_reaches_teach_nothing(source: Path, tmp_path: Path) -> None:
     said: list[str] = []
     true = stages.propagation.guess

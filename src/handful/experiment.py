@@ -219,7 +219,8 @@ def _announce(member: Member) -> None:
     then *= 1 + (parts.validation is not None and downstream.refit)
     if parts.validation is None:
         then *= 1 + downstream.folds * downstream.fold_share
-    then += downstream.steps * _batch(parts.everything, downstream.batch_size) * keeping
+    kept_of = parts.pretext if downstream.pseudo_labels else parts.everything
+    then += downstream.steps * _batch(kept_of, downstream.batch_size) * keeping
     then *= 2 if downstream.contrasts else 1
     images = (first + then) * (1 + _has_control(session)) * config.members
     seconds = images * networks.seconds_per_image(encoder, parts.final.images)

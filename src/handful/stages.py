@@ -22,7 +22,7 @@ from handful.config import DownstreamConfig, RunConfig
 from handful.datasets import Dataset
 from handful.exhibits import Arrays
 from handful.finetune import finetune
-from handful.images import UNLABELLED, ImageSet
+from handful.images import UNLABELLED, ImageSet, concatenate
 from handful.networks import AnyEncoder, Encoder, ProjectionHead, classifier_head
 from handful.partition import Partition, partition
 from handful.predictor import Predictor
@@ -283,10 +283,11 @@ def _with_its_length(member: Member) -> Trained:
     session = member.session
     parts, config = session.parts, session.config.downstream
     fitted = fitting(member)
-    if config.pseudo_labels and parts.unlabelled:
-        return _self_trained(member, fitted)
     if parts.validation is None:
-        return _calibrated(session, fitted, fitted(parts.final, config, "downstream"))
+        lessons = _lessons(member, parts.final)
+        trained = fitted(lessons.images, config, "downstream")
+        trained = trained._replace(unfamiliar=lessons.unfamiliar)
+        return _calibrated(session, fitted, trained)
     name = "selection" if config.refit else "downstream"
     chosen = fitted(parts.fit, config, name, validation=parts.validation)
     if not config.refit:
@@ -300,26 +301,36 @@ def _with_its_length(member: Member) -> Trained:
     )
 
 
-def _self_trained(member: Member, fitted: Callable[..., Trained]) -> Trained:
-    """A network that learns from the pool as well, with the labels that spread to it in h.
+class Lessons(NamedTuple):
+    """Images that a classifier learns from, and how many of the pool are not among them."""
+
+    images: ImageSet
+    unfamiliar: int = 0
+
+
+def _lessons(member: Member, labelled: ImageSet) -> Lessons:
+    """The labelled images and, where that is asked for, the pool with the labels that spread to it.
 
     SimCLRv2 (Chen et al. 2020, section 2.3) ends so, with the answers of a tuned network for
     labels; those that spread are right more often where there are few. Images that they hardly
     reach are of other classes and teach nothing.
     """
-    session, pool = member.session, member.session.parts.pretext
-    pooled = int((pool.labels == UNLABELLED).sum())
-    session.say(f"labels spread to {pooled:,} unlabelled images")
+    session, parts = member.session, member.session.parts
+    if not session.config.downstream.pseudo_labels or not parts.unlabelled:
+        return Lessons(labelled)
+    pool = parts.pretext.select((parts.pretext.labels == UNLABELLED).nonzero().squeeze(1))
+    images = concatenate([labelled, pool])
+    images = images.select(images.sources.argsort(stable=True))  # the draw moves no image
+    session.say(f"labels spread to {len(pool):,} unlabelled images")
     with session.stage("spread"):
-        h = networks.represent(member.encoder, pool.images)
-        found = propagation.guess(h, pool.labels, len(pool.class_names))
-    lessons = replace(pool, labels=found.classes)
-    lessons = lessons.select(found.familiar.nonzero().squeeze(1))
-    unfamiliar = len(pool) - len(lessons)
+        h = networks.represent(member.encoder, images.images)
+        found = propagation.guess(h, images.labels, len(images.class_names))
+    learned = replace(images, labels=found.classes)
+    learned = learned.select(found.familiar.nonzero().squeeze(1))
+    unfamiliar = len(images) - len(learned)
     if unfamiliar:
         session.say(f"left out: {unfamiliar:,} of them, which are like none that has a label")
-    trained = fitted(lessons, session.config.downstream, "downstream")
-    return trained._replace(unfamiliar=unfamiliar)
+    return Lessons(learned, unfamiliar)
 
 
 def fitting(member: Member) -> Callable[..., Trained]:
@@ -558,10 +569,7 @@ def kept(members: Sequence[Member], tested: Trained) -> Predictor:
     session = members[0].session
     images, config = session.parts.everything, _of_length(session.config.downstream, tested)
     last = _together(
-        [
-            _fitted(one.session, one.encoder, images, config, "keeping", head=one.head)
-            for one in members
-        ]
+        [fitting(one)(_lessons(one, images).images, config, "keeping") for one in members]
     )
     last = last._replace(temperature=tested.temperature, evidence=tested.evidence)
     return predictor_of(session, last, known=images)
