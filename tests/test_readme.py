@@ -43,6 +43,7 @@ def workplace(bundled: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(images.images[i, 0].numpy()).save(folder / f"{i}.png")
     shutil.copy(next((tmp_path / "photos").rglob("*.png")), tmp_path / "digit.png")
+    monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
