@@ -173,8 +173,8 @@ def run(options: argparse.Namespace) -> None:
     if commit is None and not options.dev:
         sys.exit("commit src first: a row names the commit that made it")
     measure = {"chain": chain, "foreign": foreign}[options.command]
-    for per_class in options.per_class:
-        for draw in options.draws:
+    for draw in options.draws:
+        for per_class in options.per_class:
             row: dict[str, Any] = measure(options, per_class, draw)
             row |= {"per_class": per_class, "draw": draw, "commit": commit, "dev": options.dev}
             print(row, flush=True)
@@ -189,7 +189,8 @@ def table(_: argparse.Namespace) -> None:
 
 def page() -> str:
     """docs/pool.md from the rows, and from those of whole runs."""
-    rows, runs = read(ROWS), read(RUNS)
+    newest = {(row["what"], row["per_class"], row["draw"]): row for row in read(ROWS)}
+    rows, runs = list(newest.values()), read(RUNS)
     steps = [row for row in rows if row["what"] == "chain"]
     return _PAGE.format(
         steps="\n".join(

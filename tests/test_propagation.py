@@ -66,12 +66,13 @@ def test_blocks_of_rows_are_put_together(monkeypatch: pytest.MonkeyPatch) -> Non
     assert torch.allclose(spread(h, labels, 2), whole)
 
 
-@pytest.mark.parametrize("counts", [[40, 40, 40], [20, 40, 200]])
+@pytest.mark.parametrize("counts", [[40, 40, 40], [20, 40, 200], [30, 30, 30, 30, 30, 120]])
 def test_one_label_a_class_names_its_cluster_however_large(counts: list[int]) -> None:
     h, which = clusters(counts)
-    found = guess(h, first_of_each(which, 3), 3)
+    found = guess(h, first_of_each(which, len(counts)), len(counts))
     assert (found.classes == which).double().mean() > 0.98
-    assert found.familiar.double().mean() > 0.95
+    for label in range(len(counts)):
+        assert found.familiar[which == label].double().mean() > 0.9
 
 
 def test_more_labels_of_one_class_take_nothing_from_the_others() -> None:
@@ -90,11 +91,11 @@ def test_given_labels_stay_though_all_neighbours_differ() -> None:
     assert bool(found.familiar[labels >= 0].all())
 
 
-@pytest.mark.parametrize("strangers", [10, 40])
+@pytest.mark.parametrize("strangers", [10, 40, 150])
 def test_what_is_like_no_label_is_left_out(strangers: int) -> None:
     h, which = clusters([60, 60, strangers])
     found = guess(h, first_of_each(which, 2), 2)
-    assert found.familiar[which < 2].double().mean() > 0.95
+    assert found.familiar[which < 2].double().mean() > 0.9
     assert found.familiar[which == 2].double().mean() < 0.05
 
 
