@@ -76,7 +76,7 @@ def _of(dataset: Dataset, classes: int) -> Dataset:
     names = dataset.train.class_names[:classes]
     known = torch.where(dataset.train.labels < classes, dataset.train.labels, UNLABELLED)
     train = replace(dataset.train, labels=known, class_names=names)
-    test = dataset.test.select((dataset.test.labels < classes).nonzero().squeeze(1))
+    test = dataset.test.select(dataset.test.labels < classes)
     return replace(dataset, train=train, test=replace(test, class_names=names))
 
 
@@ -148,7 +148,7 @@ def foreign(options: argparse.Namespace, per_class: int, draw: int) -> Row:
     h = networks.represent(member.encoder, pool.images)
     found = propagation.guess(h, pool.labels, len(pool.class_names))
     with_them, right = scored(session, stages.train_classifier([member]))
-    own = pool.select(known.nonzero().squeeze(1))
+    own = pool.select(known)
     parts = session.parts._replace(pretext=own)
     told = member._replace(session=replace(session, parts=parts))
     without_them, other = scored(session, stages.train_classifier([told]))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from handful import decoding
 from handful.decoding import decode
-from handful.pictures import Preparation
+from handful.pictures import Preparation, open_image
 
 SMALL = Preparation("letterbox", 8, 3)
 Row = dict[str, Any]
@@ -51,7 +51,6 @@ def test_what_was_decoded_is_taken_from_the_cache(cache: Path, paths: list[Path]
     assert len(first.skipped) == len(again.skipped) == 1
     assert str(paths[2]) in again.skipped[0]
     assert (first.images == again.images).all()
-    assert isinstance(again.images.base, np.memmap), "what is larger than memory has to be mapped"
     with mock.patch.object(decoding, "MANY", 100):
         assert (decode(paths, SMALL).images == first.images).all()
 
@@ -62,9 +61,9 @@ def test_few_files_leave_nothing(cache: Path, paths: list[Path]) -> None:
 
 
 def test_writing_into_the_images_does_not_reach_the_cache(cache: Path, paths: list[Path]) -> None:
-    first = decode(paths, SMALL).images
-    kept = first.copy()
-    first[:] = 0
+    kept = decode(paths, SMALL).images
+    again = decode(paths, SMALL).images
+    again[:] = 0
     assert (decode(paths, SMALL).images == kept).all()
 
 
@@ -83,18 +82,30 @@ def test_the_name_is_of_content_order_and_preparation(cache: Path, paths: list[P
     assert len(list(cache.iterdir())) == 4
 
 
+@pytest.mark.parametrize("left", [40, 0])
 @pytest.mark.parametrize("damaged", ["images.npy", "kept.npy"])
-def test_a_damaged_cache_is_not_used(cache: Path, paths: list[Path], damaged: str) -> None:
+def test_a_damaged_cache_is_made_anew(
+    cache: Path, paths: list[Path], damaged: str, left: int
+) -> None:
     first = decode(paths, SMALL)
-    kept = first.images.copy()
-    (place,) = cache.iterdir()
-    whole = (place / damaged).read_bytes()
-    (place / damaged).unlink()  # not in place: the array above is mapped from it
-    (place / damaged).write_bytes(whole[:40])
+    (file,) = cache.glob(f"*/{damaged}")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:left])
     again = decode(paths, SMALL)
-    assert (again.images == kept).all()
+    assert (again.images == first.images).all()
     assert again.kept == first.kept
-    assert not place.exists(), "the next run would have it again"
+    assert file.read_bytes() == whole
+
+
+def test_a_file_that_can_be_read_by_now_is_not_lost(cache: Path, paths: list[Path]) -> None:
+    def fails(path: Path) -> Image.Image:
+        if path == paths[4]:
+            raise ValueError(f"cannot read {path}: too many open files")
+        return open_image(path)
+
+    with mock.patch.object(decoding, "open_image", fails):
+        assert decode(paths, SMALL).kept == [0, 1, 3, 5, 6]
+    assert decode(paths, SMALL).kept == [0, 1, 3, 4, 5, 6]
 
 
 def test_where_nothing_can_be_kept_nothing_is_lost(cache: Path, paths: list[Path]) -> None:
@@ -105,6 +116,15 @@ def test_where_nothing_can_be_kept_nothing_is_lost(cache: Path, paths: list[Path
     with mock.patch.object(decoding.shutil, "disk_usage", return_value=full):
         assert decode(paths, SMALL).kept == [0, 1, 3, 4, 5, 6]
     assert not list(cache.iterdir())
+
+
+def test_more_than_may_be_kept_removes_nothing(
+    cache: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode(paths, SMALL)
+    monkeypatch.setattr(decoding, "MOST_KEPT", 7 * 8 * 8)
+    assert decode(paths[::-1], SMALL).kept == [0, 1, 2, 3, 5, 6]
+    assert len(list(cache.iterdir())) == 1
 
 
 def test_what_was_not_asked_for_longest_goes_first(

@@ -586,6 +586,10 @@ def test_without_a_pretext_task_there_is_a_classifier_all_the_same(
             "10 unlabelled images stay unused",
         ),
         ({"tsne": True}, "no maps: they take at least 10 test images"),
+        (
+            {"downstream.pseudo_labels": True, "data.validation": 0.0, "data.unlabelled": True},
+            "no unlabelled images: no label spreads",
+        ),
     ],
 )
 def test_what_was_asked_for_without_effect_is_said(

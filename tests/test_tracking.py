@@ -49,7 +49,6 @@ def test_members_have_curves_of_their_own(tmp_path: Path) -> None:
     board = Board("tensorboard", tmp_path)
     board.row(ROW)
     board.row(ROW | {"member": 2, "kept": True, "loss": 1.0})
-    board.row({"stage": "reading", "step": 5, "steps": 9})
     none = dict.fromkeys(("test_accuracy", "validation_accuracy", "control_test_accuracy"))
     board.finish(none, "", tmp_path)
     assert set(read(tmp_path).Tags()["scalars"]) == {"pretext/loss", "pretext-2/loss"}

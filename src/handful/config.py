@@ -247,6 +247,8 @@ class RunConfig(Frozen):
             needed = "data.validation = 0 and a fixed length: all labels spread"
         elif self.downstream.folds:
             needed = "downstream.folds = 0: all labels spread, none is left to calibrate"
+        elif self.data.copies:
+            needed = "data.copies = 0: copies of an image are each other's neighbours"
         elif self.pretext.steps == 0:
             needed = "a pretext task, in whose representation labels spread"
         else:

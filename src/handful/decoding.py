@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import PIL
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from handful import pictures
@@ -46,24 +45,22 @@ class Decoded(NamedTuple):
 def decode(paths: Sequence[Path], preparation: Preparation, on_row: OnRow | None = None) -> Decoded:
     """Every picture, prepared.
 
-    Those of many files lie in the cache folder, under a name that their content and the preparation
-    give them: decoded once, then mapped into memory from there as they are needed.
+    Those of many files are kept in the cache folder, under a name that their content and the
+    preparation give them: the next time the files are read and compared, not decoded.
     on_row: called with rows that tell how far it is, where there are many.
     """
     if len(paths) < MANY:
-        return _decoded(paths, preparation, np.empty(_shape(paths, preparation), np.uint8), None)
+        return _decoded(paths, preparation, None)
     place = cache_folder() / f"decoded-{_name(paths, preparation)}"
-    try:
-        if not place.is_dir():
-            _keep(place, paths, preparation, on_row)
-        return _held(place, paths, preparation)
-    except (OSError, ValueError):  # no room, no right to write there, or damaged
-        shutil.rmtree(place, ignore_errors=True)
-    return _decoded(paths, preparation, np.empty(_shape(paths, preparation), np.uint8), on_row)
-
-
-def _shape(paths: Sequence[Path], preparation: Preparation) -> tuple[int, int, int, int]:
-    return len(paths), preparation.channels, preparation.size, preparation.size
+    if place.is_dir():
+        try:
+            return _held(place, paths, preparation)
+        except (OSError, ValueError, EOFError):  # damaged
+            shutil.rmtree(place, ignore_errors=True)
+    found = _decoded(paths, preparation, on_row)
+    with suppress(OSError):  # no room, or no right to write there
+        _keep(place, found)
+    return found
 
 
 def _in_parallel(function: Callable[[Path], T], paths: Iterable[Path]) -> Iterator[T]:
@@ -72,17 +69,15 @@ def _in_parallel(function: Callable[[Path], T], paths: Iterable[Path]) -> Iterat
         yield from pool.map(function, paths)
 
 
-def _decoded(
-    paths: Sequence[Path], preparation: Preparation, images: Bytes, on_row: OnRow | None
-) -> Decoded:
-    """Decode into `images` (N, C, H, W), of which the first K are filled."""
-
+def _decoded(paths: Sequence[Path], preparation: Preparation, on_row: OnRow | None) -> Decoded:
     def pixels(path: Path) -> Bytes | str:
         try:
             return to_pixels(open_image(path), preparation)
         except ValueError as error:
             return str(error)
 
+    shape = (len(paths), preparation.channels, preparation.size, preparation.size)
+    images = np.empty(shape, np.uint8)
     kept: list[int] = []
     skipped: list[str] = []
     began = time.monotonic()
@@ -118,32 +113,23 @@ def _content(path: Path) -> bytes:
     return b""
 
 
-def _keep(
-    place: Path, paths: Sequence[Path], preparation: Preparation, on_row: OnRow | None
-) -> None:
-    """Decode into a folder beside the place first: whoever finds that finds all of it."""
-    shape = _shape(paths, preparation)
+def _keep(place: Path, found: Decoded) -> None:
+    """Write into a folder beside the place first: whoever finds that finds all of it."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    _make_room(place.parent, int(np.prod(shape)))
+    _make_room(place.parent, found.images.nbytes)
     with tempfile.TemporaryDirectory(prefix=".decoded-", dir=place.parent) as made:
-        images = open_memmap(Path(made) / IMAGES, mode="w+", dtype=np.uint8, shape=shape)
-        found = _decoded(paths, preparation, images, on_row)
-        images.flush()
-        np.save(Path(made) / KEPT, np.array(found.kept, np.int64))
-        del found, images  # no system renames what is mapped
         whole = Path(made) / "whole"
         whole.mkdir()
-        for name in (IMAGES, KEPT):
-            (Path(made) / name).replace(whole / name)
-        try:
+        np.save(whole / IMAGES, found.images)
+        np.save(whole / KEPT, np.array(found.kept, np.int64))
+        with suppress(OSError):  # another run was faster
             whole.rename(place)
-        except OSError:
-            if not place.is_dir():  # else another run was faster
-                raise
 
 
 def _make_room(folder: Path, needed: int) -> None:
-    """Raises OSError where the disk has none."""
+    """Raises OSError where the disk has none, or where it would be all that is kept and more."""
+    if needed > min(MOST_KEPT, shutil.disk_usage(folder).free * 0.9):
+        raise OSError(f"no room in {folder}")
     for left in folder.glob(".decoded-*"):  # by runs that were killed
         with suppress(OSError):
             if left.stat().st_mtime < time.time() - DAY:
@@ -154,16 +140,20 @@ def _make_room(folder: Path, needed: int) -> None:
         total += sum(file.stat().st_size for file in path.iterdir())
         if total > MOST_KEPT:
             shutil.rmtree(path, ignore_errors=True)
-    if needed > shutil.disk_usage(folder).free * 0.9:
-        raise OSError(f"no room in {folder}")
 
 
 def _held(place: Path, paths: Sequence[Path], preparation: Preparation) -> Decoded:
-    """What lies there. What could not be read is tried again, for its reason."""
-    os.utime(place)
+    """What lies there. What could not be read is tried again, for its reason.
+
+    Raises ValueError where it can be read now, or what lies there is damaged.
+    """
+    with suppress(OSError):  # somebody else's
+        os.utime(place)
     kept = np.load(place / KEPT, allow_pickle=False).tolist()
-    # copied where it is written to: what is kept stays as it is
-    images = np.load(place / IMAGES, mmap_mode="c", allow_pickle=False)[: len(kept)]
+    # mapped, since whoever takes it copies it; written to, it stays as it is
+    images = np.load(place / IMAGES, mmap_mode="c", allow_pickle=False)
     others = [paths[i] for i in sorted(set(range(len(paths))) - set(kept))]
-    scratch = np.empty(_shape(others, preparation), np.uint8)
-    return Decoded(images, kept, _decoded(others, preparation, scratch, None).skipped)
+    skipped = _decoded(others, preparation, None).skipped
+    if len(images) != len(kept) or len(skipped) != len(others):
+        raise ValueError(f"{place} is not of these files")
+    return Decoded(images, kept, skipped)

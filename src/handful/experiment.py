@@ -51,6 +51,7 @@ def train(
     recipe: str | None = None,
     overwrite: bool = False,
     on_row: Callable[[Row], None] | None = None,
+    track: str | None = None,
     **settings: Any,
 ) -> Run:
     """Train on `source` with a named recipe and leave a run folder at `out`.
@@ -62,7 +63,7 @@ def train(
     changes = {key.replace("__", "."): value for key, value in settings.items()}
     config = recipe_for(source, recipe).updated(changes)
     chosen = frozenset(flat(changes))
-    return run(config, Path(out), chosen=chosen, overwrite=overwrite, on_row=on_row)
+    return run(config, Path(out), chosen=chosen, overwrite=overwrite, on_row=on_row, track=track)
 
 
 def run(
@@ -106,7 +107,7 @@ def run(
     members = stages.members(session)
     claimed = runs.claim(out, config, overwrite)
     if isinstance(claimed, dict):
-        say(f"{out} is complete: nothing to do")
+        say(f"{out} is complete: nothing to do" + ", and nothing to track" * (board is not None))
         return Run(out, claimed)
     summary, arrays = _carry_out(session, members)
     folder.write_arrays(arrays)
@@ -229,7 +230,6 @@ def _announce(member: Member) -> None:
 
 def _without_effect(config: RunConfig, parts: Partition) -> Iterator[str]:
     """A line for each thing that was asked for and that cannot be had of these images."""
-    unlabelled = f"{parts.unlabelled:,} unlabelled images"
     if config.data.validation and parts.validation is None:
         yield "too few images for validation: the length of training is fixed"
     if parts.test is None:
@@ -244,10 +244,19 @@ def _without_effect(config: RunConfig, parts: Partition) -> Iterator[str]:
         yield from _idle_folds(parts)
     if config.downstream.contrast and not config.downstream.contrasts:
         yield "downstream.contrast adds nothing: the encoder is frozen"
-    if config.data.unlabelled and not parts.unlabelled:
+    yield from _idle_pool(config, parts)
+
+
+def _idle_pool(config: RunConfig, parts: Partition) -> Iterator[str]:
+    if config.downstream.pseudo_labels and not parts.unlabelled:
+        yield "no unlabelled images: no label spreads; --per-class leaves some, --pool brings some"
+    elif config.data.unlabelled and not parts.unlabelled:
         yield "--unlabelled adds nothing: every training image is used with its label"
     elif parts.unlabelled and not config.pretext.steps:
-        yield f"{unlabelled} stay unused: they are for the pretext task, and there is none"
+        yield (
+            f"{parts.unlabelled:,} unlabelled images stay unused: they are for the pretext task, "
+            "and there is none"
+        )
 
 
 def _idle_folds(parts: Partition) -> Iterator[str]:

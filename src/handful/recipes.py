@@ -180,8 +180,9 @@ RECIPES: dict[str, Recipe] = {
     "pool": Recipe(
         summary="many images, few labels: SimCLR on all, labels that spread, a classifier of both",
         command="handful train DIR --per-class 10 --unlabelled --recipe pool",
-        cost="about 22 min on two CPU cores for the pretext task on MNIST, once, then 6 min a run",
-        reaches="of MNIST's test images",
+        cost="about 25 min on two CPU cores without AVX-512 for the pretext task, once for all draws "
+        "of MNIST, then 5 min a run",
+        reaches="REACHES",
         config=POOL,
     ),
     "standard": Recipe(

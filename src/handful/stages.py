@@ -51,7 +51,8 @@ class Trained(NamedTuple):
     in_folds: int = 0
     """Images that passed the encoders which gave those answers, in training."""
     unfamiliar: int = 0
-    """Unlabelled images that were left out for being like none with a label."""
+    """Unlabelled images that were left out for being like none with a label; of several members
+    those that the first left out."""
 
 
 @dataclass
@@ -318,15 +319,14 @@ def _lessons(member: Member, labelled: ImageSet) -> Lessons:
     session, parts = member.session, member.session.parts
     if not session.config.downstream.pseudo_labels or not parts.unlabelled:
         return Lessons(labelled)
-    pool = parts.pretext.select((parts.pretext.labels == UNLABELLED).nonzero().squeeze(1))
+    pool = parts.pretext.select(parts.pretext.labels == UNLABELLED)
     images = concatenate([labelled, pool])
     images = images.select(images.sources.argsort(stable=True))  # the draw moves no image
     session.say(f"labels spread to {len(pool):,} unlabelled images")
     with session.stage("spread"):
         h = networks.represent(member.encoder, images.images)
         found = propagation.guess(h, images.labels, len(images.class_names))
-    learned = replace(images, labels=found.classes)
-    learned = learned.select(found.familiar.nonzero().squeeze(1))
+    learned = replace(images, labels=found.classes).select(found.familiar)
     unfamiliar = len(images) - len(learned)
     if unfamiliar:
         session.say(f"left out: {unfamiliar:,} of them, which are like none that has a label")

@@ -40,16 +40,11 @@ class Board:
     @property
     def _writer(self) -> SummaryWriter:
         if self._opened is None:
-            self._opened = self._make(str(self._run / TENSORBOARD))
+            self._opened = self._make(str(self._run / TENSORBOARD), flush_secs=5)
         return self._opened
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """One row of metrics.jsonl; rows of other things, such as files that were read, are left.
-
-        Every number becomes a curve `stage/name` over the steps of its stage.
-        """
-        if not {"stage", "step", "loss"} <= row.keys():
-            return
+        """One row of metrics.jsonl: every number is of a curve `stage/name` over its steps."""
         stage = row["stage"] + (f"-{row['member']}" if "member" in row else "")
         for name, value in row.items():
             if name not in NO_CURVES and isinstance(value, int | float):
