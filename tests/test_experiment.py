@@ -1240,3 +1240,4 @@ def test_images_that_no_label_reaches_teach_nothing(source: Path, tmp_path: Path
     assert f"left out: {left_out:,} of them, which are like none that has a label" in said
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert f"{left_out} are like none with a label" in page
+    assert "the labels spread from neighbour to neighbour" in page
