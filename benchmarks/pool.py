@@ -280,8 +280,8 @@ to 2 (training images 50,000–59,999), in explorations that are not on record. 
 self-training no more than the first (99.20, then 99.18), and the surest 80 % of the images alone
 97.87: what is hard is then never seen. One seed each. Test images were scored once for each row.
 The rows of `pool` with 10 and 50 labels are of a commit ({earlier}) that took for strangers what
-is reached half as much as the median image, whatever its class; with 1 label, and in this table's
-next, it is what the text below says. In development that moved at most 1 image in 100 at 10 labels.
+is reached half as much as the median image, whatever its class; the row with 1 label and all of the
+next table are by the rule stated there. At 10 labels the two differed by at most 1 image in 100.
 
 ## Strangers in the pool
 

@@ -1230,10 +1230,7 @@ def test_images_that_no_label_reaches_teach_nothing(source: Path, tmp_path: Path
 
     changes = {key.replace("__", "."): value for key, value in (TINY | SPREADING).items()}
     asked = RECIPES["pool"].config.updated(changes | {"data.source": str(source)})
-    with (
-        mock.patch.object(stages.propagation, "guess", first_ten),
-        mock.patch.object(report, "draw"),
-    ):
+    with mock.patch.object(stages.propagation, "guess", first_ten):
         run = experiment.run(asked, tmp_path / "run", say=said.append)
     left_out = run.summary["unfamiliar_images"]
     assert left_out >= run.summary["unlabelled_images"] - 10
