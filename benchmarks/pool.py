@@ -1,7 +1,7 @@
 """What a pool of unlabelled images is worth, step by step, and whether strangers in it do harm.
 
-python -m benchmarks.pool chain DIR --per-class 1,5,10,50 --draws 100-102     (--dev --draws 0-2)
-python -m benchmarks.pool foreign DIR --draws 100                             (--dev --draws 0)
+python -m benchmarks.pool chain DIR --per-class 1,10,50 --draws 100-102 [--tuned]
+python -m benchmarks.pool foreign DIR --draws 100                      (or --dev --draws 0)
 python -m benchmarks.pool table
 
 DIR holds MNIST's official files. `chain` takes the pretext task of the recipe `pool` from the cache
@@ -17,6 +17,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -118,18 +119,20 @@ def chain(options: argparse.Namespace, per_class: int, draw: int) -> Row:
     probe.fit(((h[labelled] - centre) / size).numpy(), labels.numpy())
     guess = propagation.guess(h, parts.pretext.labels, len(parts.pretext.class_names))
     right = (guess.classes == truth.labels[parts.pretext.sources])[~labelled]
-    tuned = session.config.downstream.model_copy(update=TUNED)
     known = _newest(read(RUNS), "best", per_class, {draw})
     control = known[0] if known and not options.dev else _without_pool(session)[0]
-    return {
+    row: Row = {
         "what": "chain",
         "control": control,
         "probe": float(probe.score(((h_test - centre) / size).numpy(), test.labels.numpy())),
         "neighbours": metrics.knn_accuracy(h[labelled], labels, h_test, test.labels),
         "spread": float(right.double().mean()),
         "left_out": float((~guess.familiar)[~labelled].double().mean()),
-        "tuned": scored(session, stages.fitting(member)(parts.final, tuned, "downstream"))[0],
     }
+    if options.tuned:
+        tuned = session.config.downstream.model_copy(update=TUNED)
+        row["tuned"] = scored(session, stages.fitting(member)(parts.final, tuned, "downstream"))[0]
+    return row
 
 
 def _without_pool(session: Session) -> tuple[float, Tensor]:
@@ -173,6 +176,7 @@ def run(options: argparse.Namespace) -> None:
     if commit is None and not options.dev:
         sys.exit("commit src first: a row names the commit that made it")
     measure = {"chain": chain, "foreign": foreign}[options.command]
+    propagation._graph = cache(propagation._graph)  # of the same h for every draw
     for draw in options.draws:
         for per_class in options.per_class:
             row: dict[str, Any] = measure(options, per_class, draw)
@@ -230,7 +234,8 @@ def _cell(values: list[float]) -> str:
 def _steps(per_class: int, rows: list[Row], runs: list[Row]) -> str:
     draws = {row["draw"] for row in rows}
     cells = [
-        _cell([row[name] for row in rows]) for name in ("probe", "neighbours", "spread", "tuned")
+        _cell([row[name] for row in rows if name in row])
+        for name in ("probe", "neighbours", "spread", "tuned")
     ]
     cells.append(_cell(_newest(runs, "pool", per_class, draws)))
     cells.append(_cell([row["control"] for row in rows]))
@@ -299,7 +304,7 @@ strangers stayed.
 {foreign}
 
 Repeat: `python -m benchmarks.accuracy run pool DIR --per-class 10 --draws 100-102`,
-`python -m benchmarks.pool chain DIR --per-class 1,5,10,50 --draws 100-102` and
+`python -m benchmarks.pool chain DIR --per-class 1,10,50 --draws 100-102 --tuned` and
 `python -m benchmarks.pool foreign DIR --draws 100`, DIR with the four idx files.
 """
 
@@ -315,6 +320,7 @@ def main() -> None:
             "--per-class", type=lambda text: numbers("--per-class", text), default=[PER_CLASS]
         )
         measured.add_argument("--dev", action="store_true")
+        measured.add_argument("--tuned", action="store_true", help="fine-tune as well")
         measured.set_defaults(do=run)
     commands.add_parser("table").set_defaults(do=table)
     options = parser.parse_args()
