@@ -25,7 +25,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from benchmarks.accuracy import REPORTED_ON, TUNED_ON, commit_of_recipes, mean_of, whole
+from benchmarks.accuracy import REPORTED_ON, TUNED_ON, commit_of_recipes, mean_of, newest, whole
 from benchmarks.accuracy import ROWS as RUNS
 from handful import bench, datasets, devices, metrics, networks, propagation, stages
 from handful.bench import Row, read
@@ -151,8 +151,8 @@ def foreign(options: argparse.Namespace, per_class: int, draw: int) -> Row:
     h = networks.represent(member.encoder, pool.images)
     found = propagation.guess(h, pool.labels, len(pool.class_names))
     with_them, right = scored(session, stages.train_classifier([member]))
-    own = pool.select(known)
-    parts = session.parts._replace(pretext=own)
+    own = pool.select(known & (pool.labels == UNLABELLED))
+    parts = session.parts._replace(pool=own)
     told = member._replace(session=replace(session, parts=parts))
     without_them, other = scored(session, stages.train_classifier([told]))
     no_pool, none = _without_pool(session)
@@ -193,8 +193,8 @@ def table(_: argparse.Namespace) -> None:
 
 def page() -> str:
     """docs/pool.md from the rows, and from those of whole runs."""
-    newest = {(row["what"], row["per_class"], row["draw"]): row for row in read(ROWS)}
-    rows, runs = list(newest.values()), read(RUNS)
+    last = {(row["what"], row["per_class"], row["draw"]): row for row in read(ROWS)}
+    rows, runs = list(last.values()), read(RUNS)
     steps = [row for row in rows if row["what"] == "chain"]
     return _PAGE.format(
         steps="\n".join(
@@ -218,10 +218,11 @@ def page() -> str:
 
 
 def _newest(runs: list[Row], recipe: str, per_class: int, draws: set[int]) -> list[float]:
-    """Test accuracies of a recipe on these draws, the last row of each."""
+    """Test accuracies of a recipe on these draws, those that stand."""
     found = {
         row["draw"]: row["test_accuracy"]
-        for row in runs
+        for group in newest(runs)
+        for row in group
         if row["recipe"] == recipe and row["per_class"] == per_class and row["draw"] in draws
     }
     return [found[draw] for draw in sorted(found)]

@@ -39,8 +39,12 @@ class Partition(NamedTuple):
     """What the test images are, in words."""
     labelled: int
     """Labelled originals, those held out for a test apart."""
-    unlabelled: int
+    pool: ImageSet
     """Images of the pretext task that nobody labelled, or whose labels are not used."""
+
+    @property
+    def unlabelled(self) -> int:
+        return len(self.pool)
 
 
 def partition(config: RunConfig, dataset: Dataset) -> Partition:
@@ -80,11 +84,7 @@ def partition(config: RunConfig, dataset: Dataset) -> Partition:
         seen = fit
     judging = [part.sources for part in (validation, held_out, left_over) if part is not None]
     pool = _pool(config, images, drawn, torch.cat([*judging, drawn[:0]]))
-    pretext = seen
-    if len(pool):
-        # in an order that the draw has no part in: of the same images the same is learned
-        pretext = concatenate([seen, pool])
-        pretext = pretext.select(pretext.sources.argsort(stable=True))
+    pretext = with_pool(seen, pool) if len(pool) else seen
     everything = final
     if held_out is not None:
         everything = concatenate([final, expanded(held_out)])
@@ -102,8 +102,14 @@ def partition(config: RunConfig, dataset: Dataset) -> Partition:
         test=test,
         test_of=test_of,
         labelled=labels,
-        unlabelled=len(pool),
+        pool=pool,
     )
+
+
+def with_pool(labelled: ImageSet, pool: ImageSet) -> ImageSet:
+    """Both, in an order that the draw has no part in: of the same images the same is learned."""
+    both = concatenate([labelled, pool])
+    return both.select(both.sources.argsort(stable=True))
 
 
 def _judged(

@@ -22,9 +22,9 @@ from handful.config import DownstreamConfig, RunConfig
 from handful.datasets import Dataset
 from handful.exhibits import Arrays
 from handful.finetune import finetune
-from handful.images import UNLABELLED, ImageSet, concatenate
+from handful.images import ImageSet
 from handful.networks import AnyEncoder, Encoder, ProjectionHead, classifier_head
-from handful.partition import Partition, partition
+from handful.partition import Partition, partition, with_pool
 from handful.predictor import Predictor
 from handful.pretrain import pretrain
 from handful.recipes import sized, suited
@@ -319,10 +319,8 @@ def _lessons(member: Member, labelled: ImageSet) -> Lessons:
     session, parts = member.session, member.session.parts
     if not session.config.downstream.pseudo_labels or not parts.unlabelled:
         return Lessons(labelled)
-    pool = parts.pretext.select(parts.pretext.labels == UNLABELLED)
-    images = concatenate([labelled, pool])
-    images = images.select(images.sources.argsort(stable=True))  # the draw moves no image
-    session.say(f"labels spread to {len(pool):,} unlabelled images")
+    images = with_pool(labelled, parts.pool)
+    session.say(f"labels spread to {parts.unlabelled:,} unlabelled images")
     with session.stage("spread"):
         h = networks.represent(member.encoder, images.images)
         found = propagation.guess(h, images.labels, len(images.class_names))
