@@ -24,15 +24,15 @@ def touched(folder: Path, *names: str) -> Path:
 def test_a_folder_is_what_it_holds(tmp_path: Path) -> None:
     for held in ("cat/1.png", "results.csv", "weights.npy"):
         touched(tmp_path, held)
-    assert sources.located(str(tmp_path)) == (tmp_path, None)
+    assert sources.located(str(tmp_path)) == (tmp_path, None, [])
     (tmp_path / "labels.csv").write_text("id,name\n")
-    assert sources.located(str(tmp_path)) == (tmp_path, None)
+    assert sources.located(str(tmp_path)) == (tmp_path, None, [])
     (tmp_path / "labels.csv").write_text("path,label\n")
-    assert sources.located(str(tmp_path)) == (tmp_path / "labels.csv", None)
+    assert sources.located(str(tmp_path)) == (tmp_path / "labels.csv", None, [])
     touched(tmp_path, "images.npy")
-    assert sources.located(str(tmp_path)) == (tmp_path / "images.npy", None)
+    assert sources.located(str(tmp_path)) == (tmp_path / "images.npy", None, [])
     touched(tmp_path, "train-images-idx3-ubyte")
-    assert sources.located(str(tmp_path)) == (tmp_path, None)
+    assert sources.located(str(tmp_path)) == (tmp_path, None, [])
 
 
 @pytest.mark.parametrize(
@@ -56,10 +56,11 @@ def test_an_archive_is_what_is_all_of_it(
     monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path / "cache"))
     touched(tmp_path / "packed", *held)
     path = shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "packed")
-    place, inside = sources.located(path)
+    place, inside, notes = sources.located(path)
     assert inside is not None
     assert inside.is_relative_to(tmp_path / "cache")
     assert place == inside / expected
+    assert notes == [f"{path}: unpacked into {inside}"]
 
 
 def test_sources_that_are_none_say_what_there_is(tmp_path: Path) -> None:

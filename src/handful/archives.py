@@ -7,18 +7,14 @@ import gzip
 import hashlib
 import io
 import lzma
-import shutil
 import stat
 import tarfile
-import tempfile
-import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
-from handful.devices import cache_folder
+from handful import cached
 from handful.pictures import legible
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -28,8 +24,6 @@ RATIO = 200  # beyond that, unpacked bytes for each of its own: pictures shrink 
 MOST_FILES = 2**21
 HEADER = 2**20  # bytes that are read of an archive at once, its headers included
 BLOCK = 512  # bytes; a tar archive ends with one of zeros
-MARK = ".files"  # written last: how many files there were
-DAY = 86_400  # seconds after which nobody is unpacking any more
 
 Entry = tuple[str, IO[bytes]]
 
@@ -47,50 +41,17 @@ def unpacked(path: Path) -> Path:
     """
     try:
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()[:24]
-        place = cache_folder() / f"archive-{digest}"
-        if not _is_whole(place):
-            _unpack(path, place)
+            digest = hashlib.file_digest(file, "sha256").digest()
+        place = cached.place("archive", [digest])
+        if not cached.is_whole(place):
+            with cached.filling(place) as folder:
+                _write(path, folder / (path.name.split(".")[0].strip("_ ") or "images"))
         return next(held for held in place.iterdir() if not held.name.startswith("."))
     except OSError as error:
         raise ValueError(f"cannot unpack {path}: {error.strerror or error}") from None
     except Exception as error:  # damaged archives raise whatever their readers stumble over
         reason = legible(" ".join(f"{error}".split())) or type(error).__name__
         raise ValueError(f"cannot unpack {path}: {reason}") from None
-
-
-def _is_whole(place: Path) -> bool:
-    """Whether all files are there that were unpacked."""
-    mark = place / MARK
-    return mark.is_file() and mark.read_text() == _count(place)
-
-
-def _count(place: Path) -> str:
-    """How many files there are; hidden ones are other programs'."""
-    files = (file for file in place.rglob("*") if not file.name.startswith("."))
-    return str(sum(file.is_file() for file in files))
-
-
-def _unpack(path: Path, place: Path) -> None:
-    """Beside its place first: whoever finds the folder finds all of it."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    for left in place.parent.glob(".archive-*-*"):  # by runs that were killed
-        with suppress(OSError):
-            if left.stat().st_mtime < time.time() - DAY:
-                shutil.rmtree(left)
-    partial = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
-    try:
-        _write(path, partial / (path.name.split(".")[0].strip("_ ") or "images"))
-        (partial / MARK).write_text(_count(partial))
-        if not _is_whole(place):
-            shutil.rmtree(place, ignore_errors=True)
-        try:
-            partial.rename(place)
-        except OSError:
-            if not _is_whole(place):  # else another run was faster
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write(path: Path, folder: Path) -> None:

@@ -48,7 +48,8 @@ Source = Annotated[
         metavar="SOURCE",
         help="`mnist50`; a folder with one folder of images a class, or train/, val/, test/ and "
         "unlabelled/ of that; a table of path, label and split (.csv, .tsv, .parquet); arrays "
-        "(.npz, .npy); a directory of idx files; or a .zip or .tar of any of these.",
+        "(.npz, .npy); a directory of idx files; a .zip or .tar of any of these; or a "
+        "Hugging Face data set (hub:OWNER/NAME).",
     ),
 ]
 Draws = Annotated[str, typer.Option(metavar="NUMBERS", help="Which images those are, a run each.")]
@@ -121,7 +122,7 @@ def train(
         str | None,
         typer.Option(
             metavar="DIR",
-            help="A folder of more images without labels, for the pretext task.",
+            help="More images without labels: a folder, or anything that SOURCE may be.",
             rich_help_panel="Data",
         ),
     ] = None,
@@ -569,7 +570,8 @@ def show_version() -> None:
 
 def default_out(settings: RunConfig) -> Path:
     source = settings.data.source
-    name = source if source == "mnist50" else Path(source).resolve().name
+    # hub:NAME is no name of a folder everywhere
+    name = source if source == "mnist50" else Path(source.replace(":", "/")).resolve().name
     return Path("runs") / f"{name or 'images'}-{settings.recipe}"
 
 

@@ -83,7 +83,7 @@ def load_images(
         assert images is not None
         images = sources.matched(images, class_names, source, other_classes)
         return sources.prepared(images, preparation), "MNIST's official test images"
-    place, inside = sources.located(source)
+    place, inside, _ = sources.located(source)
     pieces, rows = sources.pieces(place, inside)
     if place.is_dir() and not idx.find(place) and not folders.has_folders(place):
         pieces = [sources.flat(place)]
@@ -130,7 +130,7 @@ def load_pool(
         images = replace(bundled.train.without_labels(), class_names=tuple(class_names))
         wanted = preparation or bundled.preparation
         return Pool(Path(source), sources.prepared(images, wanted), wanted, [])
-    place, inside = sources.located(source)
+    place, inside, _ = sources.located(source)
     pieces, rows = sources.pieces(place, inside)
     amiss = [line for _, line in rows]
     official = place.is_dir() and bool(idx.find(place))
@@ -186,7 +186,7 @@ def scores_on_mnist(source: str) -> bool:
     if source == "mnist50":
         return True
     name = "t10k-images-idx3-ubyte"
-    place, _ = sources.located(source)
+    place = sources.located(source).place
     found = idx.find(place).get("test-images") if place.is_dir() else None
     return found is not None and _is_official(found, idx.MNIST_SHA256[name])
 
@@ -199,7 +199,7 @@ def _is_official(path: Path, digest: str) -> bool:
 
 
 def _source(config: DataConfig, on_row: OnRow | None) -> Dataset:
-    place, inside = sources.located(config.source)
+    place, inside, notes = sources.located(config.source)
     official = place.is_dir() and bool(idx.find(place))
     if config.dev and not official:
         raise ValueError(f"--dev needs a directory of idx files, and {place} has none")
@@ -215,7 +215,6 @@ def _source(config: DataConfig, on_row: OnRow | None) -> Dataset:
     names = _enough(sources.classes(first), place)
     preparation = _preparation(first, config, official)
     sets: dict[Role, list[ImageSet]] = defaultdict(list)
-    notes = [f"{config.source}: unpacked into {inside}"] * (inside is not None)
     for piece, found in opened.items():
         images, skipped = sources.ready(piece, found, names, preparation, on_row=on_row)
         amiss += skipped

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +17,7 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from handful import pictures
-from handful.devices import cache_folder
+from handful import cached, pictures
 from handful.pictures import Bytes, Preparation, open_image, to_pixels
 
 MANY = 2000
@@ -28,7 +26,6 @@ second run should be spared it."""
 MOST_KEPT = 2**34
 """Bytes of pixels that are kept; what was not asked for longest is removed first."""
 IMAGES, KEPT = "images.npy", "kept.npy"
-DAY = 86_400  # seconds after which nobody is decoding any more
 
 OnRow = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
@@ -51,7 +48,7 @@ def decode(paths: Sequence[Path], preparation: Preparation, on_row: OnRow | None
     """
     if len(paths) < MANY:
         return _decoded(paths, preparation, None)
-    place = cache_folder() / f"decoded-{_name(paths, preparation)}"
+    place = _place(paths, preparation)
     if place.is_dir():
         try:
             return _held(place, paths, preparation)
@@ -93,13 +90,11 @@ def _decoded(paths: Sequence[Path], preparation: Preparation, on_row: OnRow | No
     return Decoded(images[: len(kept)], kept, skipped)
 
 
-def _name(paths: Sequence[Path], preparation: Preparation) -> str:
-    """What the pixels depend on: content and order of the files, and what prepares them."""
+def _place(paths: Sequence[Path], preparation: Preparation) -> Path:
+    """By what the pixels depend on: content and order of the files, and what prepares them."""
     made_by = Path(pictures.__file__).read_bytes(), PIL.__version__.encode()
     settings = json.dumps(preparation.as_dict()).encode()
-    parts = [settings, *made_by, *_in_parallel(_content, paths)]
-    digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts))
-    return digest.hexdigest()[:24]
+    return cached.place("decoded", [settings, *made_by, *_in_parallel(_content, paths)])
 
 
 def _content(path: Path) -> bytes:
@@ -114,26 +109,17 @@ def _content(path: Path) -> bytes:
 
 
 def _keep(place: Path, found: Decoded) -> None:
-    """Write into a folder beside the place first: whoever finds that finds all of it."""
     place.parent.mkdir(parents=True, exist_ok=True)
     _make_room(place.parent, found.images.nbytes)
-    with tempfile.TemporaryDirectory(prefix=".decoded-", dir=place.parent) as made:
-        whole = Path(made) / "whole"
-        whole.mkdir()
-        np.save(whole / IMAGES, found.images)
-        np.save(whole / KEPT, np.array(found.kept, np.int64))
-        with suppress(OSError):  # another run was faster
-            whole.rename(place)
+    with cached.filling(place) as folder:
+        np.save(folder / IMAGES, found.images)
+        np.save(folder / KEPT, np.array(found.kept, np.int64))
 
 
 def _make_room(folder: Path, needed: int) -> None:
     """Raises OSError where the disk has none, or where it would be all that is kept and more."""
     if needed > min(MOST_KEPT, shutil.disk_usage(folder).free * 0.9):
         raise OSError(f"no room in {folder}")
-    for left in folder.glob(".decoded-*"):  # by runs that were killed
-        with suppress(OSError):
-            if left.stat().st_mtime < time.time() - DAY:
-                shutil.rmtree(left)
     held = sorted(folder.glob("decoded-*"), key=lambda path: path.stat().st_mtime, reverse=True)
     total = needed
     for path in held:

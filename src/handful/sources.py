@@ -12,13 +12,27 @@ import numpy as np
 import torch
 from PIL import Image
 
-from handful import archives, arrays, folders, idx, manifests
+from handful import archives, arrays, folders, hub, idx, manifests
 from handful.decoding import OnRow
 from handful.folders import Read
 from handful.images import UNLABELLED, ImageSet
 from handful.pictures import Part, Preparation, Role, is_prepared_digit, to_pixels
 
-KINDS = "mnist50, a folder, a table (.csv, .tsv), arrays (.npz, .npy) or an archive (.zip, .tar)"
+KINDS = (
+    "mnist50, a folder, a table (.csv, .tsv), arrays (.npz, .npy), an archive (.zip, .tar) or a "
+    "Hugging Face data set (hub:NAME)"
+)
+
+
+class Located(NamedTuple):
+    """Where a source is: a folder, a table or a file of arrays; and what there is to say of it.
+
+    inside: the folder in the cache that it was unpacked into, if it was.
+    """
+
+    place: Path
+    inside: Path | None
+    notes: list[str]
 
 
 class Piece(NamedTuple):
@@ -31,11 +45,10 @@ class Piece(NamedTuple):
     """Whether its images are taken for prepared where they have the size."""
 
 
-def located(source: str) -> tuple[Path, Path | None]:
-    """The folder, table or file of arrays that a source is, and the folder of its archive if any.
-
-    A folder that holds a table or arrays by their names is that.
-    """
+def located(source: str) -> Located:
+    """What and where a source is: a folder that holds a table or arrays by their names is that."""
+    if hub.is_name(source):
+        return _from_hub(source, source)
     inside = None
     try:
         path = Path(source).expanduser()
@@ -47,12 +60,19 @@ def located(source: str) -> tuple[Path, Path | None]:
     if archives.is_archive(path):
         inside = archives.unpacked(path)
         path = _innermost(inside)
-    if path.is_dir():
-        other = None if idx.find(path) else arrays.find(path) or _table(path)
-        return other or path, inside
-    if path.suffix.lower() not in arrays.SUFFIXES | manifests.SUFFIXES:
+    if path.is_dir() and not idx.find(path):
+        path = arrays.find(path) or _table(path) or path
+    if hub.is_saved(path):
+        return _from_hub(path, source)
+    if not path.is_dir() and path.suffix.lower() not in arrays.SUFFIXES | manifests.SUFFIXES:
         raise ValueError(f"{source} is a file of another kind: give {KINDS}")
-    return path, inside
+    return Located(path, inside, [f"{source}: unpacked into {inside}"] if inside else [])
+
+
+def _from_hub(data_set: str | Path, source: str) -> Located:
+    table, notes = hub.unpacked(data_set)
+    inside = table.parent
+    return Located(table, inside, [f"{source}: unpacked into {inside}", *notes])
 
 
 def _table(folder: Path) -> Path | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from handful import checkpoints, devices, exhibits, metrics, networks, propagation
+from handful import cached, checkpoints, devices, exhibits, metrics, networks, propagation
 from handful.confidence import Evidence, abstention
 from handful.config import DownstreamConfig, RunConfig
 from handful.datasets import Dataset
@@ -242,8 +241,7 @@ def place_of_pretext(member: Member) -> Path | None:
     if config.pretext.loss == "sup_con":
         parts.append(images.labels.numpy().tobytes())
     parts += [(Path(__file__).parent / f"{name}.py").read_bytes() for name in MADE_BY]
-    digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts))
-    return devices.cache_folder() / f"pretext-{digest.hexdigest()[:16]}"
+    return cached.place("pretext", parts)
 
 
 def train_classifier(members: Sequence[Member]) -> Trained:

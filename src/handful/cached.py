@@ -1,0 +1,66 @@
+"""Folders that are kept from run to run: named by what they hold, there whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from handful.devices import cache_folder
+
+MARK = ".files"  # written last: how many files there were
+DAY = 86_400  # seconds after which nobody is filling a folder any more
+
+
+def place(kind: str, parts: Iterable[bytes]) -> Path:
+    """Where in the cache the folder lies that these parts, in this order, make."""
+    digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts))
+    return cache_folder() / f"{kind}-{digest.hexdigest()[:24]}"
+
+
+def is_whole(place: Path) -> bool:
+    """Whether all files are there that there were."""
+    mark = place / MARK
+    return mark.is_file() and mark.read_text() == _count(place)
+
+
+@contextmanager
+def filling(place: Path) -> Iterator[Path]:
+    """An empty folder beside `place`: it takes that name once it was filled without an error.
+
+    Whoever finds `place` finds all of it; where another run was faster, what that one made.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(place)
+    partial = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
+    try:
+        yield partial
+        (partial / MARK).write_text(_count(partial))
+        if not is_whole(place):
+            shutil.rmtree(place, ignore_errors=True)
+        try:
+            partial.rename(place)
+        except OSError:
+            if not is_whole(place):
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _count(place: Path) -> str:
+    """How many files there are; hidden ones are other programs'."""
+    files = (file for file in place.rglob("*") if not file.name.startswith("."))
+    return str(sum(file.is_file() for file in files))
+
+
+def _sweep(place: Path) -> None:
+    """Remove what runs that were killed left."""
+    kind = place.name.partition("-")[0]
+    for left in place.parent.glob(f".{kind}-*"):
+        with suppress(OSError):
+            if left.stat().st_mtime < time.time() - DAY:
+                shutil.rmtree(left)
