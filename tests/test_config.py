@@ -240,7 +240,6 @@ def test_views_on_the_way_to_others_take_over_what_is_no_strength() -> None:
     ("changes", "needed"),
     [
         ({"data.validation": 0.2}, "data.validation = 0"),
-        ({"downstream.folds": 4}, "downstream.folds = 0"),
         ({"data.copies": 10}, "data.copies = 0"),
         ({"pretext.steps": 0}, "a pretext task"),
     ],

@@ -1174,6 +1174,30 @@ def test_labels_spread_to_the_pool_and_the_classifier_learns_from_both(
     assert run.summary["images_through_encoder"]["downstream"] > 0
 
 
+def test_a_fold_keeps_its_labels_from_spreading_and_its_images_out(
+    source: Path, tmp_path: Path
+) -> None:
+    known: list[Tensor] = []
+    true = stages.propagation.guess
+
+    def watching(h: Tensor, labels: Tensor, classes: int) -> Any:
+        known.append(labels)
+        return true(h, labels, classes)
+
+    with mock.patch.object(stages.propagation, "guess", watching):
+        run, (whole, *folds) = watched_lessons(source, tmp_path / "run", downstream__folds=2)
+    assert len(folds) == 2
+    pool = run.summary["unlabelled_images"]
+    for labels, learned in zip(known[1:], folds, strict=True):
+        assert int((labels >= 0).sum()) == run.summary["labelled_images"] / 2
+        assert len(labels) == pool + run.summary["labelled_images"] / 2
+        assert len(learned) > pool / 2
+    first, second = (set(learned.sources.tolist()) for learned in folds)
+    drawn = set(whole.sources.tolist()) - (first & second)
+    assert len(drawn) >= run.summary["labelled_images"]  # each is missing in one
+    assert run.summary["calibrated_by"].startswith(f"{run.summary['labelled_images']} labelled")
+
+
 def test_labels_that_nobody_drew_are_not_looked_at(source: Path, tmp_path: Path) -> None:
     """With all of them turned around, the same is learned."""
     mine, (learned,) = watched_lessons(source, tmp_path / "mine")

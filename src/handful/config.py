@@ -173,7 +173,8 @@ class DownstreamConfig(Frozen):
     along their neighbours in h."""
     folds: Annotated[int, Field(ge=0, le=50)] = 0
     """Where nothing is held out for validation: parts of the labelled images, each answered by a
-    network that learned from the others. These answers calibrate, and say when to abstain."""
+    network that learned from the others, and from the pool what spreads from those. These answers
+    calibrate, and say when to abstain."""
     fold_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Of the steps, for which each of those networks is trained. One that is cut short is less sure
     of itself, and calibrates the other to be too sure."""
@@ -245,8 +246,6 @@ class RunConfig(Frozen):
     def _check_pseudo_labels(self) -> None:
         if self.data.validation:
             needed = "data.validation = 0 and a fixed length: all labels spread"
-        elif self.downstream.folds:
-            needed = "downstream.folds = 0: all labels spread, none is left to calibrate"
         elif self.data.copies:
             needed = "data.copies = 0: copies of an image are each other's neighbours"
         elif self.pretext.steps == 0:

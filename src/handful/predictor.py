@@ -128,7 +128,7 @@ class Predictor:
         if self.evidence is None:
             raise ValueError(
                 "nothing says how far this model's probabilities can be trusted: train one network "
-                "with validation images, or with --set downstream.folds=4, without the recipe pool"
+                "with validation images, or with --set downstream.folds=4"
             )
         return abstention(self.evidence, error)
 

@@ -286,7 +286,7 @@ def _with_its_length(member: Member) -> Trained:
         lessons = _lessons(member, parts.final)
         trained = fitted(lessons.images, config, "downstream")
         trained = trained._replace(unfamiliar=lessons.unfamiliar)
-        return _calibrated(session, fitted, trained)
+        return _calibrated(member, fitted, trained)
     name = "selection" if config.refit else "downstream"
     chosen = fitted(parts.fit, config, name, validation=parts.validation)
     if not config.refit:
@@ -361,13 +361,14 @@ def in_folds(
         yield Fold(trained, others, (held == fold).nonzero().squeeze(1))
 
 
-def _calibrated(session: Session, fitted: Callable[..., Trained], trained: Trained) -> Trained:
+def _calibrated(member: Member, fitted: Callable[..., Trained], trained: Trained) -> Trained:
     """The same network with the temperature that fits answers from outside of their own fold.
 
     Each fold is answered by a network that begins as `trained` did and learns from the other folds,
-    for `fold_share` of its length. `encoder` and `head`, with which `fitted` begins, must not have
-    seen the labels.
+    and from the pool what spreads from those, for `fold_share` of its length. `encoder` and `head`,
+    with which `fitted` begins, must not have seen the labels.
     """
+    session = member.session
     images, config = session.parts.final, session.config.downstream
     if not config.folds:
         return trained
@@ -375,8 +376,12 @@ def _calibrated(session: Session, fitted: Callable[..., Trained], trained: Train
     held[_repeated(images.sources)] = -1  # copies of an image say nothing that it does not
     assert config.steps is not None
     shorter = config.model_copy(update={"steps": max(1, round(config.steps * config.fold_share))})
+
+    def taught(labelled: ImageSet, config: DownstreamConfig, stage: str) -> Trained:
+        return fitted(_lessons(member, labelled).images, config, stage)
+
     looks, parts, encoded = [], [], 0
-    for one, _, positions in in_folds(fitted, images, shorter, held):
+    for one, _, positions in in_folds(taught, images, shorter, held):
         part = images.select(positions)
         looks.append(networks.classify(one.encoder, one.classifier, part.images).cpu())
         parts.append((one, part))
