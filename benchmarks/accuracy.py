@@ -95,7 +95,11 @@ def _command(options: argparse.Namespace, draw: int | None, seed: int, split: in
     for name, value in (("--per-class", options.per_class), ("--draw", draw)):
         words += [f"{name}={value}"] if value is not None else []
     words += ["--dev"] if options.dev else []
-    return bench.apart(options.source, [*words, *(f"--set={one}" for one in options.set)])
+    out = None
+    if options.keep:
+        out = options.keep / f"{options.recipe}-{options.per_class}-{draw}-{seed}-{split}"
+    words += [f"--set={one}" for one in options.set]
+    return bench.apart(options.source, words, out=out)
 
 
 def table(_: argparse.Namespace) -> None:
@@ -336,6 +340,7 @@ def main() -> None:
     runner.add_argument("--splits", type=whole, default=range(1))
     runner.add_argument("--dev", action="store_true")
     runner.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    runner.add_argument("--keep", type=Path, metavar="RUNS", help="where run folders stay")
     runner.set_defaults(call=run)
     commands.add_parser("table", help="write docs/results.md").set_defaults(call=table)
     options = parser.parse_args()

@@ -12,12 +12,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # `benchmarks` is no part of the package
 
 from benchmarks import __main__ as command
-from benchmarks import ablation, accuracy, audit, cells, peers, robust, rows, scale, suggest
+from benchmarks import (
+    ablation,
+    accuracy,
+    audit,
+    cells,
+    confidence,
+    peers,
+    pool,
+    robust,
+    rows,
+    scale,
+    suggest,
+)
 from benchmarks.encoder import SixConvolutions
 from benchmarks.exact import dense, errors
 from benchmarks.loss import projections
@@ -251,8 +264,30 @@ def test_pages_are_made_from_their_rows() -> None:
     made = ablation.page(read(ablation.ROWS))
     assert ablation.PAGE.read_text(encoding="utf-8") == made
     assert robust.PAGE.read_text(encoding="utf-8") == robust.page(read(robust.ROWS))
+    assert pool.PAGE.read_text(encoding="utf-8") == pool.page()
+    assert confidence.PAGE.read_text(encoding="utf-8") == confidence.page(read(confidence.ROWS))
     asked = suggest.newest(read(suggest.ROWS))
     assert suggest.PAGE.read_text(encoding="utf-8") == suggest.page(asked)
+
+
+def test_likelihood_is_held_against_the_best_temperature() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(3, (2000,), generator=generator)
+    logits = torch.randn(2000, 3, generator=generator) + 2 * F.one_hot(labels, 3)
+    # by Bayes' rule twice these are the true log odds: spread one, class means two apart
+    found = confidence._likelihood(logits * 2 * 3, labels)
+    assert found["best_temperature"] == pytest.approx(3, rel=0.1)
+    assert found["nll"] > 1.5 * found["nll_of_best"]
+    again = confidence._likelihood(logits * 6 / found["best_temperature"], labels)
+    assert again["nll"] == pytest.approx(found["nll_of_best"], rel=1e-4)
+
+
+def test_of_the_surest_the_wrong_ones_are_counted() -> None:
+    logits = torch.zeros(100, 2)
+    logits[:, 0] = torch.linspace(1, 2, 100)
+    labels = torch.zeros(100, dtype=torch.long)
+    labels[:10] = 1  # the ten that it is least sure of, five of which are left out
+    assert confidence._surest(logits, labels)["error_of_surest"] == pytest.approx(5 / 95)
 
 
 def asked(draw: int, suggested: float, random: float, commit: str = "abc") -> dict[str, Any]:

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta
+from torch import Tensor
 
 from handful.confidence import (
     Evidence,
@@ -104,24 +105,59 @@ def test_the_curve_of_risk_begins_with_the_surest() -> None:
     assert risk.tolist() == pytest.approx([0, 1 / 2, 2 / 3])
 
 
-def test_a_labelled_image_is_familiar_and_an_opposite_one_is_not() -> None:
+def squares_by_hand(rows: Tensor, others: Tensor, scaled_by: Tensor) -> Tensor:
+    """Mahalanobis' squared distance of each row to the others, by its definition."""
+    scale = scaled_by.double().std(0, correction=0)
+    known, new = others.double() / scale, rows.double() / scale
+    covariance = 0.9 * known.T.cov() + 0.1 * torch.eye(known.shape[1], dtype=torch.float64)
+    away = new - known.mean(0)
+    return (away @ torch.linalg.inv(covariance) * away).sum(1)
+
+
+def test_distances_are_by_the_definitions() -> None:
     generator = torch.Generator().manual_seed(0)
     h = torch.randn(600, 8, generator=generator).abs()  # more than one block of rows
-    familiar = Familiar(h)
-    assert familiar.distance(h).abs().max() < 1e-3
-    assert familiar.distance(-h).min() > 1
+    style = torch.randn(600, 3, generator=generator) * torch.tensor([1.0, 20.0, 0.1]) + 5
+    familiar = Familiar(h, style)
     units = torch.nn.functional.normalize(h, dim=1)
     similar = units @ units.T
     similar.fill_diagonal_(-1)
-    own = 1 - similar.amax(1)
-    assert familiar.usual == pytest.approx(float(torch.quantile(own, 0.99)), abs=1e-5)
-    moved = torch.randn(5, 8, generator=generator)
-    by_hand = 1 - (torch.nn.functional.normalize(moved, dim=1) @ units.T).amax(1)
-    assert torch.allclose(familiar.distance(moved) * familiar.usual, by_hand, atol=1e-5)
+    alone = torch.stack(
+        [
+            squares_by_hand(style[i : i + 1], torch.cat([style[:i], style[i + 1 :]]), style)[0]
+            for i in range(600)
+        ]
+    )
+    own = ((1 - similar.amax(1)) * alone).sqrt().sqrt()
+    assert familiar.usual == pytest.approx(float(torch.quantile(own, 0.99)), rel=2e-3)
+    new, drawn = torch.randn(5, 8, generator=generator), torch.randn(5, 3, generator=generator)
+    near = 1 - (torch.nn.functional.normalize(new, dim=1) @ units.T).amax(1)
+    by_hand = (near * squares_by_hand(drawn, style, style)).sqrt().sqrt()
+    found = familiar.distance(new, drawn) * familiar.usual
+    torch.testing.assert_close(found.double(), by_hand.double(), rtol=1e-3, atol=0)
+
+
+def test_a_labelled_image_is_familiar_and_one_far_in_h_or_in_style_is_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(600, 8, generator=generator).abs()
+    style = torch.randn(600, 4, generator=generator)
+    familiar = Familiar(h, style)
+    assert familiar.distance(h, style).max() < 0.1
+    assert familiar.distance(-h, style).mean() > 1
+    moved = torch.nn.functional.normalize(h + torch.randn(600, 8, generator=generator) / 5, dim=1)
+    assert familiar.distance(moved, style).mean() < 1 < familiar.distance(moved, style + 9).mean()
+
+
+def test_channels_that_are_dead_do_no_harm() -> None:
+    h, style = torch.rand(20, 8), torch.rand(20, 4) * torch.tensor([1.0, 1.0, 0.0, 1.0])
+    for drawn in (style, style * 0):
+        found = Familiar(h, drawn).distance(torch.rand(5, 8), torch.rand(5, 4))
+        assert torch.isfinite(found).all()
 
 
 def test_one_labelled_image_knows_nothing_usual() -> None:
-    familiar = Familiar(torch.ones(1, 4))
+    familiar = Familiar(torch.ones(1, 4), torch.ones(1, 2))
     assert familiar.usual == 0.0
-    assert float(familiar.distance(torch.tensor([[1.0, -1.0, 1.0, -1.0]]))[0]) > 1
-    assert len(familiar.distance(torch.ones(0, 4))) == 0
+    other = familiar.distance(torch.tensor([[1.0, -1.0, 1.0, -1.0]]), torch.zeros(1, 2))
+    assert float(other[0]) > 1
+    assert len(familiar.distance(torch.ones(0, 4), torch.ones(0, 2))) == 0

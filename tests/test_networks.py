@@ -100,7 +100,7 @@ def test_the_encoder_takes_mean_and_spread_of_each_channel() -> None:
     torch.testing.assert_close(encoder.mean.flatten().double(), x.mean(1), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(encoder.std.flatten().double(), x.std(1), rtol=1e-4, atol=1e-5)
     seen: list[Tensor] = []
-    encoder.layers.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    encoder.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     represent(encoder, images)
     assert seen[0].mean((0, 2, 3)).abs().max() < 1e-3
     assert (seen[0].std((0, 2, 3)) - 1).abs().max() < 1e-3

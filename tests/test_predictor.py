@@ -114,13 +114,8 @@ def test_a_gpu_computes_while_its_turn_lasts(tmp_path: Path) -> None:
     Image.fromarray(pixels(1)[0, 0].numpy()).save(path)
     held: list[bool] = []
     turns = threading.Lock()
-    forward = model.encoder.forward
-
-    def watched(x: torch.Tensor) -> torch.Tensor:
-        held.append(turns.locked())
-        return forward(x)
-
-    model.encoder.forward = watched  # type: ignore[method-assign]
+    assert isinstance(model.encoder, Encoder)
+    model.encoder.layers[0].register_forward_hook(lambda *_: held.append(turns.locked()))
     assert len(model._answers([path, path], turns)) == 2
     assert held
     assert all(held)
@@ -129,9 +124,10 @@ def test_a_gpu_computes_while_its_turn_lasts(tmp_path: Path) -> None:
 def test_known_images_of_another_encoder_are_damage(tmp_path: Path) -> None:
     made().acquainted_with(ImageSet.of(pixels(4), torch.zeros(4), NAMES)).save(tmp_path)
     tensors, meta = checkpoints.load(tmp_path)
-    checkpoints.save(tmp_path, tensors | {"known.h": torch.ones(4, 3)}, meta)
-    with pytest.raises(ValueError, match=r"is damaged: .*known.h is \(4, 3\)"):
-        Predictor.load(tmp_path, "cpu")
+    for name in ("h", "style"):
+        checkpoints.save(tmp_path, tensors | {f"known.{name}": torch.ones(4, 3)}, meta)
+        with pytest.raises(ValueError, match=rf"is damaged: .*known.{name} is \(4, 3\)"):
+            Predictor.load(tmp_path, "cpu")
 
 
 def test_a_model_that_knows_nothing_of_its_labels_says_so(tmp_path: Path) -> None:
@@ -172,16 +168,11 @@ def test_it_does_not_depend_on_the_mode_that_training_left_behind() -> None:
 
 @pytest.mark.parametrize("views", [1, 3])
 def test_no_forward_pass_is_larger_than_the_bound(
-    views: int, monkeypatch: pytest.MonkeyPatch
+    views: int,
 ) -> None:
     model, seen = made(size=8, views=views), []
-    forward = model.encoder.forward
-
-    def counted(x: torch.Tensor) -> torch.Tensor:
-        seen.append(len(x))
-        return forward(x)
-
-    monkeypatch.setattr(model.encoder, "forward", counted)
+    assert isinstance(model.encoder, Encoder)
+    model.encoder.layers[0].register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
     n = INFERENCE_BATCH + 5
     assert model.logits(pixels(n, size=8)).shape == (n, 3)
     assert max(seen) <= INFERENCE_BATCH

@@ -18,6 +18,8 @@ SURELY = 0.95
 """Of cases in which a certified limit holds."""
 USUAL = 0.99
 """Share of the labelled images that are no stranger to the others than this makes one."""
+SHRUNK = 0.1
+"""Share of the covariance of styles that is taken for independence: images may be few."""
 ROWS = 512
 
 
@@ -132,23 +134,30 @@ def risk_coverage(probability: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Familiar:
-    """Representations of labelled images: how far new ones are from them.
+    """Labelled images: how far new ones are from them, in what they show and in how it is drawn.
 
-    h: float (M, D), M ≥ 1. Distances are 1 - cosine similarity to the nearest of them. What is
-    usual is told by their own distances, each to the nearest of the others. The encoder learned
-    from these images and draws them together: of new images of the same kind somewhat more than a
-    hundredth are strangers.
+    h: float (M, D), M ≥ 1; style: float (M, S), of the same images, as `Encoder.looked` has it.
+    The distance is the geometric mean of two: in h to the nearest image, its square being
+    1 - cosine similarity, and in style to all of them, Mahalanobis' with a covariance that is
+    shrunk a little (Lee et al. 2018, for one class). A stranger that looks like a class in the one
+    gives itself away in the other.
+
+    What is usual is told by the labelled images' own distances, each to the others. The encoder
+    learned from these images and draws them together: of new images of the same kind somewhat more
+    than a hundredth are strangers.
     """
 
-    def __init__(self, h: Tensor) -> None:
-        self.h = h
+    def __init__(self, h: Tensor, style: Tensor) -> None:
+        self.h, self.style = h, style
         self.known = F.normalize(h.float(), dim=1)
-        own = self._nearest(self.known, itself=True)
+        self.drawn = _Gaussian(style)
+        own = _mean_of(self._nearest(self.known, itself=True), self.drawn.own)
         self.usual = float(torch.quantile(own, USUAL)) if len(h) > 1 else 0.0
 
-    def distance(self, h: Tensor) -> Tensor:
-        """(N,) of representations (N, D), as multiples of what is usual: above 1 is a stranger."""
-        return self._nearest(F.normalize(h.float(), dim=1)) / max(self.usual, 1e-6)
+    def distance(self, h: Tensor, style: Tensor) -> Tensor:
+        """(N,) of h (N, D) and style (N, S), multiples of what is usual: above 1 is a stranger."""
+        near = self._nearest(F.normalize(h.float(), dim=1))
+        return _mean_of(near, self.drawn.distance(style)) / max(self.usual, 1e-6)
 
     def _nearest(self, units: Tensor, *, itself: bool = False) -> Tensor:
         found = []
@@ -159,3 +168,33 @@ class Familiar:
                 similar[rows, start + rows] = -1.0
             found.append(1 - similar.amax(1))
         return torch.cat(found) if found else units.new_zeros(0)
+
+
+def _mean_of(first: Tensor, second: Tensor) -> Tensor:
+    """The geometric mean of distances, from their squares; rounding may make these negative."""
+    return (first.clamp(min=0) * second).sqrt().sqrt()
+
+
+class _Gaussian:
+    """Squared Mahalanobis distances to rows float (M, S), `own` those of each row to the others."""
+
+    def __init__(self, rows: Tensor) -> None:
+        count = len(rows)
+        double = rows.detach().cpu().double()  # MPS has none
+        centre = double.mean(0)
+        spread = double.std(0, correction=0)
+        scale = spread.clamp(min=1e-3 * float(spread.max()) or 1.0)
+        units = (double - centre) / scale
+        covariance = units.T @ units / max(1, count - 1)
+        covariance = (1 - SHRUNK) * covariance + SHRUNK * torch.eye(len(scale), dtype=torch.float64)
+        whiten = torch.linalg.cholesky(torch.linalg.inv(covariance)) / scale[:, None]
+        squared = ((double - centre) @ whiten).square().sum(1)
+        # without the row itself: its share of the mean, and of the covariance (Sherman, Morrison)
+        others = max(1, count - 1)
+        share = (1 - SHRUNK) * count / others**2
+        own = squared * (count / others) ** 2 / (1 - share * squared).clamp(min=1e-3)
+        self.centre, self.whiten = (part.float().to(rows.device) for part in (centre, whiten))
+        self.own = own.float().to(rows.device)
+
+    def distance(self, rows: Tensor) -> Tensor:
+        return ((rows.float() - self.centre) @ self.whiten).square().sum(1)

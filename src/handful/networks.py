@@ -6,6 +6,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from itertools import islice
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -138,7 +140,7 @@ class Encoder(nn.Module):
             width = outputs
         layers.append(_convolution(width, width))
         self.layers = nn.Sequential(*layers)
-        self.dim = width
+        self.dim, self.style_dim = width, 2 * config.width
         for parameter in self.parameters():
             parameter.data = channels_last(parameter.data)
 
@@ -149,14 +151,33 @@ class Encoder(nn.Module):
         self.std.copy_(x.std((0, 2, 3)).clamp(min=1e-3).view(-1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._shown(self._drawn(x))
+
+    def looked(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Representations h, and style (N, 2 · width): how an image is drawn, whatever it shows.
+
+        Style is mean and spread, over all places, of each of the first channels, as it is in style
+        transfer (Huang and Belongie 2017, section 5).
+        """
+        maps = self._drawn(x)
+        style = torch.cat([maps.mean((2, 3)), maps.std((2, 3), correction=0)], 1)
+        return self._shown(maps), style
+
+    def _drawn(self, x: Tensor) -> Tensor:
+        """The maps of the first channels."""
         if self.upright:
             with torch.autocast(
                 x.device.type, enabled=False
             ):  # places need more than half precision
                 x = upright(x)
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        h: Tensor = self.layers(x).amax((2, 3))  # (N, D, h, w) → (N, D)
-        return h
+        maps: Tensor = self.layers[0](x)
+        return maps
+
+    def _shown(self, maps: Tensor) -> Tensor:
+        for layer in islice(self.layers, 1, None):
+            maps = layer(maps)
+        return maps.amax((2, 3))  # (N, D, h, w) → (N, D)
 
 
 class Ensemble(nn.Module):
@@ -167,9 +188,15 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(members)
         self.channels = members[0].channels
         self.dim = sum(member.dim for member in members)
+        self.style_dim = sum(member.style_dim for member in members)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([member(x) for member in self.members], 1)
+
+    def looked(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Encoder.looked`, of all members side by side."""
+        both = [cast(Encoder, member).looked(x) for member in self.members]
+        return torch.cat([h for h, _ in both], 1), torch.cat([style for _, style in both], 1)
 
 
 AnyEncoder = Encoder | Ensemble

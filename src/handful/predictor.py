@@ -30,7 +30,6 @@ from handful.networks import (
     classifier_head,
     in_parts,
     joined,
-    represent,
 )
 from handful.pictures import Bytes, Preparation
 
@@ -114,8 +113,9 @@ class Predictor:
     def distance(self, images: Images) -> Array:
         """How far images are from the labelled ones, float32 (N,).
 
-        Multiples of what is usual: above 1 is further than 99 of 100 labelled images, from which
-        the model learned, are from their nearest other one. NaN where the model does not know.
+        In what they show and in how it is drawn (`confidence.Familiar`), as multiples of what is
+        usual: above 1 is further than 99 of 100 labelled images, from which the model learned, are
+        from the others. NaN where the model does not know.
         """
         found: Array = self._each_batch(images, self._batch_distance, 1)[:, 0].numpy()
         return found
@@ -137,8 +137,12 @@ class Predictor:
         generator = torch.Generator().manual_seed(0)
         some = torch.randperm(len(images), generator=generator)[:MOST_KNOWN].sort().values
         # in half precision, as it is kept: a model that was saved and read says the same
-        h = represent(self.encoder, images.images[some]).half().float()
-        return replace(self, familiar=Familiar(h))
+        both = in_parts(
+            lambda x: torch.cat(self.encoder.looked(x), 1), images.images[some], self.encoder
+        )
+        return replace(
+            self, familiar=Familiar(*both.half().float().tensor_split([self.encoder.dim], 1))
+        )
 
     def predict_files(self, paths: Sequence[Path]) -> Iterator[Answer]:
         """One answer a file, in order; a file that cannot be read has its reason instead.
@@ -211,16 +215,16 @@ class Predictor:
 
     def _batch_answers(self, x: Tensor) -> Tensor:
         """Float (N, C, H, W) to logits and, last, the distance: (N, Y + 1)."""
-        h = self.encoder(x)
-        return torch.cat([self._batch_logits(x, h), self._distances(h)[:, None]], 1)
+        h, style = self.encoder.looked(x)
+        return torch.cat([self._batch_logits(x, h), self._distances(h, style)[:, None]], 1)
 
     def _batch_distance(self, x: Tensor) -> Tensor:
-        return self._distances(self.encoder(x))[:, None]
+        return self._distances(*self.encoder.looked(x))[:, None]
 
-    def _distances(self, h: Tensor) -> Tensor:
+    def _distances(self, h: Tensor, style: Tensor) -> Tensor:
         if self.familiar is None:
             return torch.full((len(h),), torch.nan, device=h.device)
-        return self.familiar.distance(h)
+        return self.familiar.distance(h, style)
 
     def _batch_logits(self, x: Tensor, h: Tensor) -> Tensor:
         """Float (N, C, H, W) and their h (N, D) to (N, Y)."""
@@ -283,6 +287,7 @@ class Predictor:
         tensors |= {f"head.{name}": t for name, t in self.head.state_dict().items()}
         if self.familiar is not None:
             tensors["known.h"] = self.familiar.h.half()
+            tensors["known.style"] = self.familiar.style.half()
         meta = {
             "class_names": list(self.class_names),
             "preparation": self.preparation.as_dict(),
@@ -331,7 +336,8 @@ class Predictor:
         predictor.encoder.to(target)
         predictor.head.to(target)
         if predictor.familiar is not None:
-            predictor.familiar = Familiar(predictor.familiar.h.to(target))
+            known = predictor.familiar
+            predictor.familiar = Familiar(known.h.to(target), known.style.to(target))
         return predictor
 
     @classmethod
@@ -353,9 +359,7 @@ class Predictor:
                 if name.startswith(prefix)
             }
             module.load_state_dict(own, strict=True, assign=True)
-        evidence, h = meta.get("evidence"), tensors.get("known.h")
-        if h is not None and (h.ndim != 2 or not len(h) or h.shape[1] != encoder.dim):
-            raise ValueError(f"known.h is {tuple(h.shape)}, representations have {encoder.dim}")
+        evidence = meta.get("evidence")
         return cls(
             encoder,
             head,
@@ -365,8 +369,17 @@ class Predictor:
             meta["temperature"],
             meta["test_views"],
             evidence and Evidence.from_dict(evidence),
-            None if h is None else Familiar(h.float()),
+            _familiar(tensors, encoder) if "known.h" in tensors else None,
         )
+
+
+def _familiar(tensors: dict[str, Tensor], encoder: AnyEncoder) -> Familiar:
+    """Raises KeyError or ValueError for what is not of this encoder."""
+    h, style = tensors["known.h"], tensors["known.style"]
+    for name, known, dim in (("h", h, encoder.dim), ("style", style, encoder.style_dim)):
+        if not len(h) or known.shape != (len(h), dim):
+            raise ValueError(f"known.{name} is {tuple(known.shape)}, the encoder gives {dim}")
+    return Familiar(h.float(), style.float())
 
 
 def _probabilities(logits: Tensor) -> Array:

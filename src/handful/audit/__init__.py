@@ -18,7 +18,6 @@ from torch import Tensor
 from handful import datasets, devices, doubts, networks, stages, twins
 from handful.audit import tables
 from handful.audit.found import FEWER, Audit, Finding, Judged
-from handful.confidence import Familiar
 from handful.config import RunConfig, assignment
 from handful.datasets import Dataset
 from handful.images import ImageSet
@@ -245,12 +244,9 @@ def _judged(session: Session, images: ImageSet, positions: Tensor) -> Judged | N
     distances = torch.zeros(len(labelled), dtype=torch.float64)
     for fold in stages.in_folds(stages.fitting(member), labelled, config, held, "audit"):
         part = labelled.select(fold.held)
-        predictor = stages.predictor_of(session, fold.trained)
-        probabilities[fold.held] = predictor.logits(part).double().softmax(1)
-        encoder = fold.trained.encoder
-        known = Familiar(networks.represent(encoder, fold.learned.images))
-        far = known.distance(networks.represent(encoder, part.images))
-        distances[fold.held] = far.double().cpu()
+        predictor = stages.predictor_of(session, fold.trained, known=fold.learned)
+        logits, far = predictor.answers(part)
+        probabilities[fold.held], distances[fold.held] = logits.double().softmax(1), far.double()
     answered = (held >= 0).nonzero().squeeze(1)
     labels = labelled.labels[answered].numpy()
     p = probabilities[answered].numpy()

@@ -1,0 +1,275 @@
+"""Whether probabilities can be trusted, and whether strangers are told: of finished runs.
+
+python -m benchmarks.accuracy run pool DIR --per-class 50 --draws 100-102 --keep RUNS
+python -m benchmarks.confidence run DIR RUNS/*
+python -m benchmarks.confidence table
+
+DIR holds MNIST's official files. `run` appends a row for each run folder to
+benchmarks/confidence.jsonl, or with --dev prints it alone; `table` writes docs/confidence.md.
+Strangers are the letters A to Z from the machine's own fonts (benchmarks/letters.py), prepared as
+`handful predict` prepares files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+import tempfile
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from string import ascii_uppercase
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from benchmarks import letters
+from benchmarks.accuracy import REPORTED_ON, TUNED_ON, commit_of_recipes, mean_of
+from handful import bench, datasets
+from handful.bench import Row, read
+from handful.confidence import risk_coverage
+from handful.images import ImageSet
+from handful.predictor import Predictor
+from handful.runs import RunFolder
+from handful.wording import percent
+
+HERE = Path(__file__).parents[1]
+ROWS = HERE / "benchmarks" / "confidence.jsonl"
+PAGE = HERE / "docs" / "confidence.md"
+COVERAGE = 0.95
+ALIKE = frozenset("BDGILOQSTZ")
+"""Letters that some hand writes as some digit."""
+
+
+def measured(source: str, folder: Path, fonts: Sequence[letters.Font]) -> Row:
+    """A row of a finished run: figures of the images that it was tested on, and of letters."""
+    config, summary = RunFolder(folder).config(), RunFolder(folder).summary()
+    model = Predictor.load(folder, "cpu")
+    dataset = datasets.load(config.data.model_copy(update={"source": source}))
+    assert dataset.test is not None
+    logits, distances = model.answers(dataset.test)
+    return {
+        "recipe": config.recipe,
+        "per_class": config.data.per_class,
+        "draw": config.data.draw,
+        "seed": config.seed,
+        "folds": config.downstream.folds,
+        "dev": config.data.dev,
+        "accuracy": summary["test_accuracy"],
+        "calibrated_by": summary["calibrated_by"],
+        "temperature": model.temperature,
+        "ece": summary["calibration"]["ece"],
+        **_likelihood(logits, dataset.test.labels),
+        "abstention": summary["abstention"],
+        **_surest(logits, dataset.test.labels),
+        **_strangers(model, distances, drawn(model, fonts)),
+    }
+
+
+def _likelihood(logits: Tensor, labels: Tensor) -> Row:
+    """Cross-entropy as answered, and by the best single temperature that there could have been."""
+
+    def loss(log_t: float) -> float:
+        return float(F.cross_entropy(logits.double() / np.exp(log_t), labels))
+
+    best = minimize_scalar(loss, bounds=(-3, 3), method="bounded")
+    return {"nll": loss(0.0), "nll_of_best": float(best.fun), "best_temperature": np.exp(best.x)}
+
+
+def _surest(logits: Tensor, labels: Tensor) -> Row:
+    """The share of wrong answers among the surest `COVERAGE` of all."""
+    probability, answer = logits.double().softmax(1).max(1)
+    coverage, risk = risk_coverage(probability, answer == labels)
+    at = int(torch.searchsorted(coverage, COVERAGE - 1e-9))
+    return {"error_of_surest": float(risk[at])}
+
+
+def _strangers(model: Predictor, own: Tensor, strangers: ImageSet) -> Row:
+    far = model.answers(strangers)[1]
+    plain = torch.tensor([Path(path).parent.name not in ALIKE for path in strangers.paths or ()])
+
+    def area(letters: Tensor) -> float:
+        is_letter = np.r_[np.zeros(len(own)), np.ones(len(letters))]
+        return float(roc_auc_score(is_letter, torch.cat([own, letters]).numpy()))
+
+    return {
+        "auroc": area(far),
+        "auroc_of_unlike": area(far[plain]),
+        "digits_marked": float((own > 1).double().mean()),
+        "letters_marked": float((far > 1).double().mean()),
+        "unlike_marked": float((far[plain] > 1).double().mean()),
+        "letters": len(strangers),
+    }
+
+
+def drawn(model: Predictor, fonts: Sequence[letters.Font]) -> ImageSet:
+    """Each capital in each font, as files that a model of digits is asked about."""
+    with tempfile.TemporaryDirectory() as folder:
+        for letter in ascii_uppercase:
+            place = Path(folder) / letter
+            place.mkdir()
+            for number, font in enumerate(fonts):
+                letters.picture(font, letter).save(place / f"{number:03}.png")
+        return datasets.load_images(
+            folder, model.preparation, model.class_names, other_classes=True
+        )[0]
+
+
+def run(options: argparse.Namespace) -> None:
+    commit = commit_of_recipes()
+    if commit is None and not options.dev:
+        sys.exit("commit src first: a row names the commit that made it")
+    fonts = letters.fonts()
+    if len(fonts) < letters.FEWEST:
+        sys.exit(f"{len(fonts)} fonts are too few, {letters.FEWEST} are needed: install some")
+    named = hashlib.sha256("\n".join(sorted(map(str, fonts))).encode()).hexdigest()[:12]
+    for folder in options.runs:
+        config = RunFolder(folder).config()
+        allowed = TUNED_ON if options.dev else REPORTED_ON
+        if config.data.dev != options.dev or config.data.draw not in allowed:
+            sys.exit(f"{folder}: with --dev runs of it, draws 0-19; else those of draws 100-109")
+        row = measured(options.source, folder, fonts) | {"fonts": named, "commit": commit}
+        print(row, flush=True)
+        if not options.dev:
+            bench.append(ROWS, row)
+
+
+def table(_: argparse.Namespace) -> None:
+    PAGE.write_text(page(read(ROWS)), encoding="utf-8")
+    print(PAGE)
+
+
+def page(rows: Sequence[Row]) -> str:
+    """docs/confidence.md from the last row of each run."""
+    last = {(*_kind(row), row["draw"]): row for row in rows}
+    kinds = [list(group) for _, group in groupby(sorted(last.values(), key=_order), _kind)]
+    return _PAGE.format(
+        calibration="\n".join(_calibration(kind) for kind in kinds),
+        abstention="\n".join(line for kind in kinds for line in _abstention(kind)),
+        strangers="\n".join(_told(kind) for kind in kinds),
+        fonts=max((row["letters"] // len(ascii_uppercase) for row in last.values()), default=0),
+        coverage=percent(COVERAGE, 100),
+        alike=" ".join(sorted(ALIKE)),
+    )
+
+
+def _kind(row: Row) -> tuple[str, int, int]:
+    return row["recipe"], row["per_class"], row["folds"]
+
+
+def _order(row: Row) -> tuple[tuple[str, int, int], int]:
+    return _kind(row), row["draw"]
+
+
+def _named(rows: Sequence[Row]) -> list[str]:
+    recipe, per_class, folds = _kind(rows[0])
+    draws = ", ".join(str(row["draw"]) for row in rows)
+    return [f"`{recipe}`" + (f", {folds} folds" if folds else ""), str(per_class), draws]
+
+
+def _mean(rows: Sequence[Row], name: str) -> str:
+    return mean_of([100 * row[name] for row in rows])
+
+
+def _calibration(rows: Sequence[Row]) -> str:
+    over = [100 * (row["nll"] / row["nll_of_best"] - 1) for row in rows]
+    cells = [
+        *_named(rows), _mean(rows, "accuracy"), _mean(rows, "ece"),
+        ", ".join(f"{row['nll']:.4f}" for row in rows), ", ".join(f"{one:.1f} %" for one in over),
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def _abstention(rows: Sequence[Row]) -> list[str]:
+    """A line for each expected error that was asked for."""
+    lines = []
+    for asked in zip(*(row["abstention"] for row in rows), strict=True):
+        known, answered = asked[0]["known"], ", ".join(str(one["answered"]) for one in asked)
+        wrong = ", ".join(str(one["wrong"]) for one in asked)
+        cells = [
+            *_named(rows), percent(asked[0]["error"], 1000), f"{wrong} of {answered} of {known}",
+            ", ".join(percent(one["limit"], 1000) for one in asked),
+            ", ".join(percent(one["coverage"], 10_000) for one in asked),
+            ", ".join(percent(one["test_error"] or 0.0, 10_000) for one in asked),
+            ", ".join(percent(row["error_of_surest"], 10_000) for row in rows),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _told(rows: Sequence[Row]) -> str:
+    cells = [
+        *_named(rows), ", ".join(f"{row['auroc']:.3f}" for row in rows),
+        ", ".join(f"{row['auroc_of_unlike']:.3f}" for row in rows), _mean(rows, "digits_marked"),
+        _mean(rows, "letters_marked"), _mean(rows, "unlike_marked"),
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+_PAGE = """# Confidence that can be trusted
+
+Made by `python -m benchmarks.confidence table` from `benchmarks/confidence.jsonl`: runs of
+docs/results.md's protocol, on MNIST's 10,000 official test images. *Labels* are those of each
+class. Figures stand draw by draw, or as mean ± standard deviation over draws (95 % interval of the
+mean, Student's t).
+
+## Are probabilities true?
+
+*ECE* is the expected calibration error in per cent (15 bins). *NLL* is the negative log-likelihood
+of the test labels; *over the best* is how much more that is than with the single temperature that
+would have suited these test images best, which nobody knows beforehand. A run with folds is
+calibrated by its labelled images, each answered by a network that learned from the others.
+
+| recipe | labels | draws | accuracy | ECE | NLL | over the best |
+|---|---|---|---|---|---|---|
+{calibration}
+
+## Answers that are left out
+
+`handful predict --abstain E` answers from that probability on above which the labelled images
+expect a share E of wrong answers. *Labelled images*: wrong answers, of those above it, of all.
+*Certified* is what they can vouch for: the error is below that in 95 of 100 cases. Then what the
+test images show: how many are answered, and how many of the answers are wrong. Last, whatever was
+asked for, the share of wrong answers among the surest {coverage} of all.
+
+| recipe | labels | draws | E | labelled images | certified | answered | wrong | of the surest |
+|---|---|---|---|---|---|---|---|---|
+{abstention}
+
+## Images unlike anything seen
+
+Letters from A to Z in {fonts} fonts against the test digits, by the distance that `predict` and the
+report show: above 1 an image is marked as unlike all labelled ones. *AUROC* is the share of pairs
+of a letter and a digit of which the letter is the farther one; *of the unlike* leaves out the
+letters that some hand writes as some digit ({alike}). *Marked* is per cent. What the distance is
+made of, h and style, was chosen with two models of `pool` on development draw 0.
+
+| recipe | labels | draws | AUROC | of the unlike | digits marked | letters marked | unlike marked |
+|---|---|---|---|---|---|---|---|
+{strangers}
+
+Repeat: `python -m benchmarks.accuracy run pool DIR --per-class 50 --draws 100-102 --keep RUNS`,
+then `python -m benchmarks.confidence run DIR RUNS/*`, DIR with the four idx files.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    runner = commands.add_parser("run", help="score finished runs, and append rows")
+    runner.add_argument("source", metavar="DIR", help="the four idx files of MNIST")
+    runner.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    runner.add_argument("--dev", action="store_true")
+    runner.set_defaults(call=run)
+    commands.add_parser("table", help="write docs/confidence.md").set_defaults(call=table)
+    options = parser.parse_args()
+    options.call(options)
+
+
+if __name__ == "__main__":
+    main()
