@@ -17,6 +17,7 @@ from handful.recipes import (
     MILD_GENERAL,
     MOST_LESSONS,
     MOST_VIEWS,
+    PRESETS,
     RECIPES,
     RICH_DIGITS,
     RICH_GENERAL,
@@ -123,6 +124,22 @@ def test_photographs_get_views_for_photographs(photos: ImageSet) -> None:
     assert config.preset == "general"
     assert config.pretext.views == RICH_GENERAL
     assert config.downstream.views == MILD_GENERAL
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_brings_its_views(preset: str, few: ImageSet, photos: ImageSet) -> None:
+    for images in (few, photos):
+        asked = RECIPES["standard"].config.updated({"preset": preset})
+        config = suited(asked, images, {"preset"})
+        assert (config.pretext.views, config.downstream.views) == PRESETS[preset]
+
+
+def test_letters_are_not_mirrored_and_textures_lie_anyhow() -> None:
+    for name, (rich, mild) in PRESETS.items():
+        mirrored = {views.flip or views.symmetries for views in (rich, mild)}
+        assert mirrored == {name not in ("digits", "letters")}
+        assert {rich.symmetries, mild.symmetries} == {name in ("texture", "microscopy")}
+        assert {rich.keep_ink, mild.keep_ink} == {name == "digits"}
 
 
 def test_digits_get_views_for_digits(few: ImageSet) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import math
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageEnhance
 from scipy import ndimage
 from torch import Tensor
 
@@ -20,7 +22,7 @@ from handful import views
 from handful.config import ViewsConfig
 from handful.geometry import affine, warp
 from handful.images import ImageSet, to_float
-from handful.recipes import MILD_DIGITS, MILD_GENERAL, RICH_DIGITS, RICH_GENERAL
+from handful.recipes import MILD_DIGITS, PRESETS, RICH_DIGITS
 from handful.views import dilate, expand, two_views, view
 
 STILL = ViewsConfig(rotation=0, translation=0, scale=0, shear=0, keep_ink=False)
@@ -36,9 +38,15 @@ ALONE: dict[str, Any] = {
     "gamma": 0.5,
     "contrast": 0.5,
     "cutout": 0.4,
+    "crop": 0.6,
 }
 presets = pytest.mark.parametrize(
-    "config", [MILD_DIGITS, RICH_DIGITS, MILD_GENERAL, RICH_GENERAL], ids=str
+    "config",
+    [
+        pytest.param(config, id=f"{strength} {name}")
+        for name, both in PRESETS.items()
+        for strength, config in zip(("rich", "mild"), both, strict=True)
+    ],
 )
 
 
@@ -163,6 +171,93 @@ def test_flips_mirror_about_half_of_the_images() -> None:
     mirrored = (seen == images.flip(3)).flatten(1).all(1)
     assert (same ^ mirrored).all()
     assert 60 < mirrored.sum() < 140
+
+
+def test_symmetries_are_all_eight_and_each_as_likely() -> None:
+    images = noise(1).repeat(800, 1, 1, 1)
+    seen = (view(images, only(symmetries=True), generator()) * 255).round().to(torch.uint8)
+    turned = [images[0].rot90(k, (1, 2)) for k in range(4)]
+    counts = [
+        int((seen == one).flatten(1).all(1).sum())
+        for one in [*turned, *(one.flip(2) for one in turned)]
+    ]
+    assert sum(counts) == 800
+    assert all(60 < count < 140 for count in counts)
+
+
+def test_what_is_no_square_keeps_its_shape_under_symmetries() -> None:
+    images = noise(100, height=8, width=12)
+    seen = (view(images, only(symmetries=True), generator()) * 255).round().to(torch.uint8)
+    ways = [images, images.flip(3), images.flip(2), images.flip(2, 3)]
+    assert all((seen == way).flatten(1).all(1).sum() > 10 for way in ways)
+
+
+def test_a_crop_is_a_part_of_the_image_that_fills_the_frame() -> None:
+    ramp = torch.arange(64.0).view(1, 1, 1, 64).repeat(1, 1, 64, 1) * 4  # brightness is the place
+    images = ramp.to(torch.uint8).repeat(500, 1, 1, 1)
+    seen = view(images, only(crop=0.8), generator()) * 255 / 4
+    left, right = seen[:, 0, 0, 0], seen[:, 0, 0, -1]
+    assert left.min() >= -0.5
+    assert right.max() <= 63.5
+    width = (right - left) / 63
+    torch.testing.assert_close(seen[:, 0, 0], seen[:, 0, -1], rtol=0, atol=1e-3)
+    assert width.min() >= math.sqrt(0.2 * 3 / 4) - 0.03
+    assert width.max() <= 1 + 1e-3
+    assert 0.6 < width.mean() < 0.9
+    middle = (left + right) / 2
+    assert middle.std() > 3
+    straight = seen[:, 0, 0].diff(dim=1)
+    torch.testing.assert_close(straight[:, 5:-5].std(1), torch.zeros(500), rtol=0, atol=0.05)
+
+
+def test_the_area_of_a_crop_is_as_asked() -> None:
+    _, matrix, shift, *_ = warped_with(noise(4000), only(crop=0.8))
+    size = 1 / torch.diagonal(matrix, dim1=1, dim2=2)
+    area, aspect = size.prod(1), size[:, 0] / size[:, 1]
+    assert area.min() >= 0.2 - 1e-5
+    assert aspect.log().abs().max() <= math.log(4 / 3) + 1e-4
+    whole = (size < 1).all(1)  # where none is wider or higher than the frame
+    torch.testing.assert_close(area[whole].amin(), torch.tensor(0.2), rtol=0, atol=0.01)
+    # each cut lies in the frame: its corners, moved, are the frame's
+    corner = (1 - shift) * size  # of the image, what lands at the frame's corner
+    other = (-1 - shift) * size
+    assert corner.max() <= 1 + 1e-4
+    assert other.min() >= -1 - 1e-4
+
+
+def test_hue_turns_colours_as_colorsys_does() -> None:
+    image = (noise(1, 3) // 3 + 80).repeat(30, 1, 1, 1)  # no colour is cut off
+    seen = view(image, only(hue=0.5), generator())
+    before = np.array([colorsys.rgb_to_yiq(*c) for c in to_float(image[0]).flatten(1).T.tolist()])
+    for one in seen[:5]:
+        after = np.array([colorsys.rgb_to_yiq(*colour) for colour in one.flatten(1).T.tolist()])
+        np.testing.assert_allclose(after[:, 0], before[:, 0], atol=2e-2)
+        plain, other = (colours[:, 1] + 1j * colours[:, 2] for colours in (before, after))
+        turned = np.exp(1j * (np.angle(other) - np.angle(plain)))
+        strong = np.abs(plain) > 0.1
+        assert abs(turned[strong].mean()) > 0.99  # all by the same angle
+    assert (seen - seen[:1]).abs().amax((1, 2, 3)).median() > 0.1
+
+
+def test_saturation_is_pillows() -> None:
+    image = noise(1, 3) // 3 + 80
+    seen = view(image.repeat(40, 1, 1, 1), only(saturation=0.9), generator())
+    picture = Image.fromarray(image[0].permute(1, 2, 0).numpy())
+    grey = to_float(torch.from_numpy(np.array(picture.convert("L"))))
+    colour = to_float(image[0]) - grey
+    for one in seen:
+        factor = float(((one - grey) * colour).sum() / colour.square().sum())
+        assert 0.1 - 1e-2 <= factor <= 1.9 + 1e-2
+        expected = np.array(ImageEnhance.Color(picture).enhance(factor)).transpose(2, 0, 1) / 255
+        np.testing.assert_allclose(one.numpy(), expected, atol=0.02)
+
+
+def test_a_share_of_the_views_has_no_colour() -> None:
+    seen = view(noise(300, 3), only(grey=0.25), generator())
+    colourless = (seen.amax(1) - seen.amin(1)).flatten(1).amax(1) < 5e-3
+    assert 50 < colourless.sum() < 100
+    grey = noise(5)
+    assert torch.equal(view(grey, only(grey=1.0), generator()), view(grey, STILL, generator()))
 
 
 # --- parameters per image and per view, from the generator alone ---
@@ -459,7 +554,7 @@ def test_copies_are_made_some_sources_at_a_time(few: ImageSet) -> None:
 @pytest.mark.parametrize("shape", [(5, 1, 1, 1), (5, 1, 2, 2), (5, 3, 2, 7), (5, 1, 9, 1)])
 def test_the_smallest_images_have_views(shape: tuple[int, ...]) -> None:
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator())
-    for config in (RICH_DIGITS, RICH_GENERAL):
+    for config, _ in PRESETS.values():
         seen = view(images, config, generator())
         assert seen.shape == shape
         assert torch.isfinite(seen).all()

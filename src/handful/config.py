@@ -73,6 +73,8 @@ class ViewsConfig(Frozen):
     """Largest change of size, natural logarithm, on each axis."""
     shear: NotNegative = 0.2
     """Largest shear, as a tangent."""
+    crop: Fraction = 0.0
+    """Largest share of the area that is cut away; what is left fills the frame (in SimCLR 0.92)."""
     elastic: Fraction = 0.0
     """Standard deviation of the smooth displacement field, as a share of the image's side."""
     elastic_cells: Annotated[int, Field(ge=2, le=64)] = 5
@@ -85,10 +87,18 @@ class ViewsConfig(Frozen):
     """Largest change of the exponent of intensity, natural logarithm."""
     contrast: Fraction = 0.0
     """Largest change of contrast and of brightness, either way."""
+    saturation: Fraction = 0.0
+    """Largest change of how colourful an image is, either way."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Largest turn of all colours, either way, as a share of the circle."""
+    grey: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the views that have no colour."""
     cutout: Fraction = 0.0
     """Side of a square that is blanked, as a share of the image's side."""
     flip: bool = False
     """Mirror left and right, each image with probability one half. Never for digits."""
+    symmetries: bool = False
+    """Turn by quarters and mirror, all eight ways alike: for what has no upper side."""
     keep_ink: bool = True
     """Limit shift and size per image so that its ink (all that is not black) stays in the frame."""
 
@@ -205,8 +215,12 @@ class RunConfig(Frozen):
     """Draw maps of the representation before and after training."""
     test_views: Annotated[int, Field(ge=1, le=64)] = 1
     """Mild views that a prediction averages where the image alone leaves a doubt; 1 makes none."""
-    preset: Literal["auto", "digits", "general"] = "auto"
-    """Kind of views that fit the images; `auto` looks at them. Decides where a recipe is sized."""
+    preset: Literal["auto", "digits", "letters", "general", "natural", "texture", "microscopy"] = (
+        "auto"
+    )
+    """Kind of views that fit the images: for `letters` none is mirrored, `natural` has SimCLR's for
+    photographs, `texture` and `microscopy` all eight symmetries. `auto` looks whether they are
+    digits and takes `general` ones else. Decides where a recipe is sized."""
     data: DataConfig = DataConfig()
     network: NetworkConfig = NetworkConfig()
     pretext: PretextConfig = PretextConfig()

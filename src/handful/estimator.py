@@ -222,7 +222,8 @@ class SimCLRClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
     recipe: what `handful recipes` lists; lengths that it leaves open are fitted to the data.
     pretext_steps, downstream_steps: optimiser steps; None leaves them to the recipe.
     width: channels of the encoder; None leaves it to the recipe.
-    preset: `digits` or `general`, the kind of views; None looks at the images.
+    preset: the kind of views, such as `digits`, `letters` or `natural`; None looks at the
+        images.
     settings: any other setting of a run by its dotted key, `{"downstream.learning_rate": 1e-3}`.
     image_shape: of the image in a row of X: (28, 28), (3, 32, 32) or (32, 32, 3).
     random_state: None, an int (the seed of a run) or a RandomState.

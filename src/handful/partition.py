@@ -69,7 +69,7 @@ def partition(config: RunConfig, dataset: Dataset) -> Partition:
 
     copies = devices.generator(config.seed, "copies")
     # of photographs nothing is ink: what turns out of the frame is mirrored in
-    views = EXPANSION.model_copy(update={"keep_ink": config.preset != "general"})
+    views = EXPANSION.model_copy(update={"keep_ink": config.preset in ("auto", "digits")})
 
     def expanded(some: ImageSet) -> ImageSet:
         return expand(some, data.copies, copies, views)

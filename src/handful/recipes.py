@@ -63,6 +63,39 @@ RICH_GENERAL = ViewsConfig(
     flip=True,
     keep_ink=False,
 )
+MILD_LETTERS = MILD_GENERAL.model_copy(update={"flip": False, "shear": 0.2})
+RICH_LETTERS = RICH_GENERAL.model_copy(update={"flip": False, "shear": 0.25, "elastic": 0.02})
+MILD_NATURAL = ViewsConfig(
+    rotation=0.0, translation=0.0, scale=0.0, shear=0.0, crop=0.5, contrast=0.2, flip=True,
+    keep_ink=False,
+)  # fmt: skip
+RICH_NATURAL = MILD_NATURAL.model_copy(
+    update={"crop": 0.8, "contrast": 0.6, "saturation": 0.6, "hue": 0.1, "grey": 0.2, "blur": 0.9}
+)
+"""SimCLR's for photographs (Chen et al. 2020, appendix A), a little milder: images are small."""
+MILD_TEXTURE = MILD_NATURAL.model_copy(update={"flip": False, "symmetries": True})
+RICH_TEXTURE = RICH_NATURAL.model_copy(
+    update={"crop": 0.7, "contrast": 0.4, "saturation": 0.3, "hue": 0.03, "grey": 0.0, "blur": 0.5,
+            "flip": False, "symmetries": True}
+)  # fmt: skip
+MILD_MICROSCOPY = ViewsConfig(
+    rotation=15.0, translation=0.1, scale=0.1, shear=0.0, contrast=0.15, symmetries=True,
+    keep_ink=False,
+)  # fmt: skip
+RICH_MICROSCOPY = MILD_MICROSCOPY.model_copy(
+    update={"rotation": 45.0, "scale": 0.2, "shear": 0.1, "elastic": 0.02, "contrast": 0.4,
+            "saturation": 0.3, "hue": 0.05, "blur": 0.7, "cutout": 0.25}
+)  # fmt: skip
+"""Sizes mean something there: hardly any is changed."""
+PRESETS = {
+    "digits": (RICH_DIGITS, MILD_DIGITS),
+    "letters": (RICH_LETTERS, MILD_LETTERS),
+    "general": (RICH_GENERAL, MILD_GENERAL),
+    "natural": (RICH_NATURAL, MILD_NATURAL),
+    "texture": (RICH_TEXTURE, MILD_TEXTURE),
+    "microscopy": (RICH_MICROSCOPY, MILD_MICROSCOPY),
+}
+"""Views of the pretext task, and of the classifier, that fit a kind of images."""
 
 LITTLE_SMOOTHING = 0.02
 """Label smoothing where nothing is held out to calibrate by. Probabilities of digits are then too
@@ -245,7 +278,7 @@ def compose(
 def suited(config: RunConfig, images: ImageSet, chosen: Collection[str] = ()) -> RunConfig:
     """The same configuration with the kind of views that fits the images.
 
-    Recipes have views for digits. Photographs get the general ones instead, field by field: not
+    Recipes have views for digits. Others get those of their preset instead, field by field: not
     where a field has another value than the digits', nor where its dotted key is among `chosen`,
     those that somebody set. A preset that stands and that nobody chose was applied before.
     """
@@ -256,11 +289,10 @@ def suited(config: RunConfig, images: ImageSet, chosen: Collection[str] = ()) ->
     if config.preset == "digits":
         return config
     changes = {}
-    for stage, views, digits, general in (
-        ("pretext", config.pretext.views, RICH_DIGITS, RICH_GENERAL),
-        ("downstream", config.downstream.views, MILD_DIGITS, MILD_GENERAL),
-    ):
-        for name, value in general:
+    stages = ("pretext", config.pretext.views), ("downstream", config.downstream.views)
+    fitting = zip(stages, PRESETS["digits"], PRESETS[config.preset], strict=True)
+    for (stage, views), digits, wanted in fitting:
+        for name, value in wanted:
             key = f"{stage}.views.{name}"
             if getattr(views, name) == getattr(digits, name) and key not in chosen:
                 changes[key] = value

@@ -8,6 +8,7 @@ generator: the same generator gives the same views on every device.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
@@ -32,11 +33,12 @@ def two_views(images: Tensor, config: ViewsConfig, generator: Generator) -> tupl
 def view(images: Tensor, config: ViewsConfig, generator: Generator) -> Tensor:
     """One view of every image: uint8 (N, C, H, W) to float32 (N, C, H, W) in 0-1."""
     x = to_float(images)
-    x = _flip(x, config, generator)
+    x = _mirrored(x, config, generator)
     x = _geometry(x, config, generator)
     x = _stroke(x, config, generator)
     x = _blur(x, config, generator)
     x = _intensity(x, config, generator)
+    x = _colour(x, config, generator)
     return _cutout(x, config, generator)
 
 
@@ -53,10 +55,29 @@ def _geometry(x: Tensor, config: ViewsConfig, generator: Generator) -> Tensor:
         _uniform((n,), generator) * config.shear,
     ).to(x.device)
     shift = (_uniform((n, 2), generator) * 2 * config.translation).to(x.device)
+    if config.crop:
+        matrix, shift = _cropped(matrix, shift, config.crop, generator)
     field = _elastic_field(n, height, width, config, generator, x.device)
     if config.keep_ink:
         matrix, shift = _inside_frame(x, matrix, shift, field)
     return warp(x, matrix, shift, field, "zeros" if config.keep_ink else "reflection")
+
+
+ASPECT = 4 / 3
+"""Of a cut, at most, width to height and height to width (Chen et al. 2020, appendix A)."""
+
+
+def _cropped(
+    matrix: Tensor, shift: Tensor, crop: float, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """The affine map, and after it a part of its picture that fills the frame."""
+    n = len(matrix)
+    area = 1 - crop * torch.rand((n, 1), generator=generator)
+    aspect = (_uniform((n, 1), generator) * math.log(ASPECT)).exp()
+    size = torch.cat([area * aspect, area / aspect], 1).sqrt().clamp(max=1)  # (N, 2), x and y
+    centre = (_uniform((n, 2), generator) * (1 - size)).to(matrix.device)
+    size = size.to(matrix.device)
+    return matrix / size[:, :, None], (shift - centre) / size
 
 
 def _elastic_field(
@@ -156,11 +177,19 @@ def _per_image(n: int, strength: float, generator: Generator, device: torch.devi
     return (_uniform((n, 1, 1, 1), generator) * strength).to(device)
 
 
-def _flip(x: Tensor, config: ViewsConfig, generator: Generator) -> Tensor:
-    if not config.flip:
-        return x
-    mirrored = torch.rand((len(x), 1, 1, 1), generator=generator) < 0.5
-    return torch.where(mirrored.to(x.device), x.flip(3), x)
+def _mirrored(x: Tensor, config: ViewsConfig, generator: Generator) -> Tensor:
+    """Mirrored left and right; for all symmetries also up and down, and rows made columns."""
+    ways: list[Callable[[Tensor], Tensor]] = []
+    if config.flip or config.symmetries:
+        ways.append(lambda x: x.flip(3))
+    if config.symmetries:
+        ways.append(lambda x: x.flip(2))
+        if x.shape[2] == x.shape[3]:
+            ways.append(lambda x: x.transpose(2, 3))
+    for way in ways:  # three halves are eight ways, each as likely
+        chosen = torch.rand((len(x), 1, 1, 1), generator=generator) < 0.5
+        x = torch.where(chosen.to(x.device), way(x), x)
+    return x
 
 
 def dilate(x: Tensor) -> Tensor:
@@ -213,6 +242,29 @@ def _intensity(x: Tensor, config: ViewsConfig, generator: Generator) -> Tensor:
         brightness = _per_image(len(x), config.contrast / 2, generator, x.device)
         x = ((x - mean) * gain + mean + brightness).clamp(0, 1)
     return x
+
+
+TO_YIQ = torch.tensor(
+    [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]]
+)
+"""Red, green and blue to brightness and two axes of colour (NTSC)."""
+
+
+def _colour(x: Tensor, config: ViewsConfig, generator: Generator) -> Tensor:
+    """Colours turned and made stronger or weaker, their brightness kept: one matrix an image."""
+    if x.shape[1] != 3 or not (config.saturation or config.hue or config.grey):
+        return x
+    n = len(x)
+    strength = 1 + _uniform((n,), generator) * config.saturation
+    strength[torch.rand((n,), generator=generator) < config.grey] = 0
+    angle = _uniform((n,), generator) * (2 * math.pi * config.hue)
+    turn = torch.zeros(n, 3, 3)
+    turn[:, 0, 0] = 1
+    turn[:, 1, 1] = turn[:, 2, 2] = strength * angle.cos()
+    turn[:, 2, 1] = strength * angle.sin()
+    turn[:, 1, 2] = -turn[:, 2, 1]
+    mixed: Tensor = (torch.linalg.inv(TO_YIQ) @ turn @ TO_YIQ).to(x.device)  # (N, 3, 3)
+    return (mixed @ x.flatten(2)).view_as(x).clamp(0, 1)
 
 
 def _cutout(x: Tensor, config: ViewsConfig, generator: Generator) -> Tensor:
