@@ -1147,7 +1147,12 @@ def test_what_is_kept_after_a_hold_out_knows_all_labelled_images(
     assert len(model.evidence.right) == run.summary["validation_images"]
 
 
-SPREADING = {"recipe": "pool", "data__per_class": 2, "pretext__cache": False}
+SPREADING = {
+    "recipe": "pool",
+    "data__per_class": 2,
+    "pretext__cache": False,
+    "downstream__folds": 0,
+}
 
 
 def watched_lessons(source: Path, out: Path, **settings: Any) -> tuple[Run, list[ImageSet]]:

@@ -200,6 +200,24 @@ def test_temperature_agrees_with_scipy(factor: float) -> None:
     assert metrics.fit_temperature(logits, labels) == pytest.approx(math.exp(best.x), rel=1e-3)
 
 
+@pytest.mark.parametrize("prior", [0.1, 0.3, 5.0])
+def test_a_prior_draws_the_temperature_to_one(prior: float) -> None:
+    logits, labels = scored(7)
+
+    def loss(log_t: float) -> float:
+        scores = log_softmax(logits.numpy() / math.exp(log_t), axis=1)
+        likelihood = scores[np.arange(400), labels].sum()
+        return float(-likelihood + (log_t / prior) ** 2 / 2)
+
+    best = minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded")
+    found = metrics.fit_temperature(logits, labels, prior)
+    assert found == pytest.approx(math.exp(best.x), rel=1e-3)
+    # answers that are all right say little of certainty, however many
+    few = metrics.fit_temperature(5 * torch.eye(4), torch.arange(4), prior=0.3)
+    assert 0.9 < few < 1
+    assert metrics.fit_temperature(5 * torch.eye(4), torch.arange(4)) > 1
+
+
 def test_temperature_stays_in_its_range_and_certainty_takes_images() -> None:
     few, many = torch.eye(4), torch.eye(4).repeat(1000, 1)
     labels = torch.arange(4)

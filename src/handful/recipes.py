@@ -133,6 +133,8 @@ POOL = BEST.updated(
         "downstream.batch_size": 125,
         "downstream.weight_decay": 0.05,
         "downstream.label_smoothing": 0.0,  # a few labels that spread are wrong: that smooths
+        "downstream.folds": 2,
+        "downstream.fold_share": 0.25,
     }
 )
 

@@ -361,6 +361,10 @@ def in_folds(
         yield Fold(trained, others, (held == fold).nonzero().squeeze(1))
 
 
+TEMPERATURE_PRIOR = 0.3
+"""Networks of folds are not the one that answers: only many answers of theirs change it by much."""
+
+
 def _calibrated(member: Member, fitted: Callable[..., Trained], trained: Trained) -> Trained:
     """The same network with the temperature that fits answers from outside of their own fold.
 
@@ -389,7 +393,7 @@ def _calibrated(member: Member, fitted: Callable[..., Trained], trained: Trained
     if not parts:
         return trained
     labels = torch.cat([part.labels for _, part in parts])
-    temperature = metrics.fit_temperature(torch.cat(looks), labels)
+    temperature = metrics.fit_temperature(torch.cat(looks), labels, prior=TEMPERATURE_PRIOR)
     logits = [
         predictor_of(session, one._replace(temperature=temperature)).logits(part)
         for one, part in parts
