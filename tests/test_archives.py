@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from handful import archives, cached
+from handful import archives, storage
 
 FILES = {"photos/cat/1.png": b"one", "photos/dog/2.png": b"two" * 999, "photos/ü.txt": b""}
 
@@ -107,14 +107,14 @@ def test_what_was_lost_since_is_unpacked_again(tmp_path: Path) -> None:
     path = saved(tmp_path, "a.zip", zipped(FILES))
     (archives.unpacked(path) / "photos" / "cat" / "1.png").unlink()
     assert held(archives.unpacked(path)) == FILES
-    (archives.unpacked(path).parent / cached.MARK).unlink()
+    (archives.unpacked(path).parent / storage.MARK).unlink()
     assert held(archives.unpacked(path)) == FILES
     (archives.unpacked(path) / "photos" / "cat" / "other.png").touch()
     assert held(archives.unpacked(path)) == FILES
 
 
 def test_what_killed_runs_left_goes_after_a_day(tmp_path: Path, cache: Path) -> None:
-    for name, age in ((".archive-1-old", 2 * cached.DAY), (".archive-1-new", 60)):
+    for name, age in ((".archive-1-old", 2 * storage.DAY), (".archive-1-new", 60)):
         (cache / name / "photos").mkdir(parents=True)
         os.utime(cache / name, (time.time() - age,) * 2)
     folder = archives.unpacked(saved(tmp_path, "a.zip", zipped(FILES)))

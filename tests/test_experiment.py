@@ -30,6 +30,7 @@ from handful import (
     runs,
     splits,
     stages,
+    storage,
 )
 from handful.datasets import Dataset
 from handful.experiment import Run, embed, evaluate
@@ -1223,6 +1224,19 @@ def test_labels_that_nobody_drew_are_not_looked_at(source: Path, tmp_path: Path)
     ):
         theirs, (other,) = watched_lessons(source, tmp_path / "theirs")
     assert (learned.labels == other.labels).all()
+    ours, others = (checkpoints.load(one.path / "model")[0] for one in (mine, theirs))
+    assert all(torch.equal(ours[name], others[name]) for name in ours)
+
+
+def test_images_too_many_for_memory_teach_the_same(source: Path, tmp_path: Path) -> None:
+    settings = SPREADING | {"data__copies": 0}
+    mine = bare(source, tmp_path / "mine", **settings)
+    with (
+        mock.patch.object(storage, "IN_MEMORY", 1000),
+        mock.patch.object(storage.np, "memmap", wraps=np.memmap) as mapped,
+    ):
+        theirs = bare(source, tmp_path / "theirs", **settings)
+    assert mapped.called
     ours, others = (checkpoints.load(one.path / "model")[0] for one in (mine, theirs))
     assert all(torch.equal(ours[name], others[name]) for name in ours)
 

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
+from handful import storage
 from handful.images import UNLABELLED, ImageSet, concatenate, to_float
 
 NAMES = ("cat", "dog")
@@ -164,3 +170,64 @@ def test_what_is_new_is_each_unknown_image_once() -> None:
     known = images.select(torch.tensor([1])).fingerprints()
     assert images.not_among(known).tolist() == [0, 3, 5]
     assert images.not_among(images.fingerprints()).tolist() == []
+
+
+def test_images_too_many_for_memory_are_the_same_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path))
+    images = ImageSet.of(pixels(200, 3), torch.arange(200) % 2, NAMES)
+    order = torch.arange(200).flip(0)
+    kept = images.labels == 0
+    expected = images.select(order), images.select(kept), concatenate([images, images])
+    with (
+        mock.patch.object(storage, "IN_MEMORY", 1000),
+        mock.patch.object(storage.np, "memmap", wraps=np.memmap) as mapped,
+    ):
+        found = images.select(order), images.select(kept), concatenate([images, images])
+        assert mapped.call_count == 3
+        for one, other in zip(found, expected, strict=True):
+            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.labels, other.labels)
+        # what is all of it, or alone, is not copied
+        assert found[0].select(torch.arange(200)).images is found[0].images
+        alone = concatenate([found[0].select(order[:0]), found[0]])
+        assert alone.images is found[0].images
+    assert torch.equal(images.taken(order), expected[0].images)
+    assert not list(tmp_path.iterdir())
+
+
+GROWN = """
+import torch
+from handful import storage
+from handful.images import ImageSet, concatenate, room
+
+def private():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+
+storage.IN_MEMORY = 2**24
+images = ImageSet.of(room(4000, 3, 128, 128))
+before = private()
+for part in images.images.split(500):
+    part.random_(0, 256)
+order = torch.randperm(4000)
+moved = concatenate([images.select(order), images.select(order[:2000])])
+assert torch.equal(moved.images[7], images.images[order[7]])
+print(len(moved), (private() - before) // 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says which memory is of files")
+def test_images_too_many_for_memory_take_none(tmp_path: Path) -> None:
+    """197 MB and twice copies of them: what is private to the process hardly grows."""
+    done = subprocess.run(
+        [sys.executable, "-c", GROWN],
+        env={**os.environ, "HANDFUL_CACHE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    count, megabytes = map(int, done.stdout.split())
+    assert count == 6000
+    assert megabytes < 120

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
-from handful import cached
+from handful import storage
 from handful.pictures import legible
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -42,9 +42,9 @@ def unpacked(path: Path) -> Path:
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").digest()
-        place = cached.place("archive", [digest])
-        if not cached.is_whole(place):
-            with cached.filling(place) as folder:
+        place = storage.place("archive", [digest])
+        if not storage.is_whole(place):
+            with storage.filling(place) as folder:
                 _write(path, folder / (path.name.split(".")[0].strip("_ ") or "images"))
         return next(held for held in place.iterdir() if not held.name.startswith("."))
     except OSError as error:

@@ -17,7 +17,7 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from handful import cached, pictures
+from handful import pictures, storage
 from handful.pictures import Bytes, Preparation, open_image, to_pixels
 
 MANY = 2000
@@ -74,7 +74,7 @@ def _decoded(paths: Sequence[Path], preparation: Preparation, on_row: OnRow | No
             return str(error)
 
     shape = (len(paths), preparation.channels, preparation.size, preparation.size)
-    images = np.empty(shape, np.uint8)
+    images = storage.empty(shape)
     kept: list[int] = []
     skipped: list[str] = []
     began = time.monotonic()
@@ -94,7 +94,7 @@ def _place(paths: Sequence[Path], preparation: Preparation) -> Path:
     """By what the pixels depend on: content and order of the files, and what prepares them."""
     made_by = Path(pictures.__file__).read_bytes(), PIL.__version__.encode()
     settings = json.dumps(preparation.as_dict()).encode()
-    return cached.place("decoded", [settings, *made_by, *_in_parallel(_content, paths)])
+    return storage.place("decoded", [settings, *made_by, *_in_parallel(_content, paths)])
 
 
 def _content(path: Path) -> bytes:
@@ -111,7 +111,7 @@ def _content(path: Path) -> bytes:
 def _keep(place: Path, found: Decoded) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     _make_room(place.parent, found.images.nbytes)
-    with cached.filling(place) as folder:
+    with storage.filling(place) as folder:
         np.save(folder / IMAGES, found.images)
         np.save(folder / KEPT, np.array(found.kept, np.int64))
 

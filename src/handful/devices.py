@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
-from platformdirs import user_cache_path
 
 KNOWN = "auto, cpu, cuda, cuda:0, … or mps"
-
-
-def cache_folder() -> Path:
-    """What is kept from run to run: `HANDFUL_CACHE`, else where this system keeps such things."""
-    chosen = os.environ.get("HANDFUL_CACHE")
-    return Path(chosen).expanduser() if chosen else user_cache_path("handful", appauthor=False)
 
 
 def choose(name: str = "auto") -> torch.device:

@@ -89,7 +89,7 @@ def finetune(
 
     def learn(index: Tensor, views: ViewsConfig) -> Tensor:
         index = index.to(device)
-        x = _lesson(images.images[index], views, generator, twice=contrast is not None)
+        x = _lesson(images.taken(index), views, generator, twice=contrast is not None)
         with autocast(device, dtype):
             with torch.set_grad_enabled(config.train_encoder):
                 h = encoder(x)

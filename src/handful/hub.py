@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from handful import cached
+from handful import storage
 from handful.pictures import SPLITS, legible
 
 PREFIX = "hub:"
@@ -57,14 +57,14 @@ def unpacked(source: str | Path) -> Unpacked:
     """
     try:
         if isinstance(source, Path):
-            place = cached.place("hub", _contents(_files(source)))
-            if not cached.is_whole(place):
+            place = storage.place("hub", _contents(_files(source)))
+            if not storage.is_whole(place):
                 _write(_local(source), place)
         else:
             splits = _fetched(source)
             stored = (Path(file["filename"]) for one in splits.values() for file in one.cache_files)
-            place = cached.place("hub", [*_contents(stored), " ".join(splits).encode()])
-            if not cached.is_whole(place):
+            place = storage.place("hub", [*_contents(stored), " ".join(splits).encode()])
+            if not storage.is_whole(place):
                 _write(splits, place)
     except ImportError:
         raise ValueError(f"{source} takes datasets: pip install 'handful[hub]'") from None
@@ -146,7 +146,7 @@ def _named(loaded: Any) -> Mapping[str, Any]:
 def _write(splits: Mapping[str, Any], place: Path) -> None:
     notes: list[str] = []
     total = 0
-    with cached.filling(place) as folder:
+    with storage.filling(place) as folder:
         with (folder / TABLE).open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file)
             table.writerow(["path", "label", "split"])

@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from handful.storage import empty, is_large
+
 UNLABELLED = -1
 
 
@@ -100,17 +102,21 @@ class ImageSet:
         paths = tuple(self.paths[i] for i in index.tolist()) if self.paths else ()
         return replace(
             self,
-            images=self.images[index],
+            images=_rows(self.images, index),
             labels=self.labels[index],
             sources=self.sources[index],
             paths=paths,
         )
 
+    def taken(self, index: Tensor) -> Tensor:
+        """Pixels (M, C, H, W) at positions int64 (M,), on the device that these are on."""
+        return self.images[index.to(self.images.device)].to(index.device)
+
     def to(self, device: torch.device) -> ImageSet:
-        """The same set with its tensors on another device."""
+        """The same set with its tensors on another device; pixels that lie on disk stay there."""
         return replace(
             self,
-            images=self.images.to(device),
+            images=self.images if is_large(self.images.nbytes) else self.images.to(device),
             labels=self.labels.to(device),
             sources=self.sources.to(device),
         )
@@ -149,6 +155,39 @@ class ImageSet:
         return f"{text}, {unlabelled:,} unlabelled" if unlabelled else text
 
 
+ROWS = 1024
+"""Images that are copied at once where they are too many for memory."""
+
+
+def room(*shape: int) -> Tensor:
+    """uint8 of a shape, to be filled; on disk where that is too much for memory."""
+    return torch.from_numpy(empty(shape))
+
+
+def _rows(images: Tensor, index: Tensor) -> Tensor:
+    """Those at positions int64 (M,), in that order."""
+    if not is_large(len(index) * images[:1].nbytes):
+        return images[index]
+    if len(index) == len(images) and torch.equal(index, torch.arange(len(index))):
+        return images
+    found = room(len(index), *images.shape[1:])
+    for part, places in zip(found.split(ROWS), index.split(ROWS), strict=True):
+        part.copy_(images[places])
+    return found
+
+
+def _together(parts: Sequence[Tensor]) -> Tensor:
+    if not is_large(sum(part.nbytes for part in parts)):
+        return torch.cat(list(parts))
+    some = [part for part in parts if len(part)]
+    if len(some) == 1:
+        return some[0]
+    found = room(sum(map(len, some)), *some[0].shape[1:])
+    for place, part in zip(found.split([len(part) for part in some]), some, strict=True):
+        place.copy_(part)
+    return found
+
+
 def concatenate(sets: Sequence[ImageSet]) -> ImageSet:
     """One set after another. Sources are kept: sets that share a source number share a source.
 
@@ -165,7 +204,7 @@ def concatenate(sets: Sequence[ImageSet]) -> ImageSet:
             )
     keep_paths = all(part.paths for part in sets)
     return ImageSet(
-        torch.cat([part.images for part in sets]),
+        _together([part.images for part in sets]),
         torch.cat([part.labels for part in sets]),
         first.class_names,
         torch.cat([part.sources for part in sets]),

@@ -72,7 +72,7 @@ def pretrain(
 
     def learn(index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         index = index.to(device)
-        views = torch.cat(two_views(images.images[index], config.views, generator))
+        views = torch.cat(two_views(images.taken(index), config.views, generator))
         with autocast(device, dtype):  # both views together: batch norm sees one mixed batch
             h = encoder(views)
             z = head(h)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from handful import cached, checkpoints, devices, exhibits, metrics, networks, propagation
+from handful import checkpoints, devices, exhibits, metrics, networks, propagation, storage
 from handful.confidence import Evidence, abstention
 from handful.config import DownstreamConfig, RunConfig
 from handful.datasets import Dataset
@@ -241,7 +241,7 @@ def place_of_pretext(member: Member) -> Path | None:
     if config.pretext.loss == "sup_con":
         parts.append(images.labels.numpy().tobytes())
     parts += [(Path(__file__).parent / f"{name}.py").read_bytes() for name in MADE_BY]
-    return cached.place("pretext", parts)
+    return storage.place("pretext", parts)
 
 
 def train_classifier(members: Sequence[Member]) -> Trained:

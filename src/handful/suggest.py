@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from handful import datasets
 from handful.datasets import Pool
 from handful.decoding import OnRow
-from handful.devices import cache_folder
 from handful.estimator import SimCLREncoder
 from handful.images import ImageSet
 from handful.predictor import Predictor, Ranking
 from handful.runs import RunFolder
+from handful.storage import cache_folder
 
 Array = np.ndarray[Any, Any]
 

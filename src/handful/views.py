@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 
 from handful.config import ViewsConfig
 from handful.geometry import affine, places_read, sampled, warp
-from handful.images import ImageSet, to_float
+from handful.images import ImageSet, room, to_float
 
 KNOT_WIDTH = 0.7
 """Width of an elastic knot's Gaussian, in knot spacings: neighbouring knots blend smoothly."""
@@ -297,14 +297,20 @@ def expand(
     if copies == 0:
         return images
     shape = images.images.shape[1:]
-    groups = []
-    for originals in images.images.split(SOURCES_AT_ONCE):  # copies as floats need much memory
+    found = room(len(images), 1 + copies, *shape)
+    groups = zip(images.images.split(SOURCES_AT_ONCE), found.split(SOURCES_AT_ONCE), strict=True)
+    for originals, both in groups:  # copies as floats need much memory
         moved = view(originals.repeat_interleave(copies, 0), config, generator)
-        moved = (moved * 255).round().to(torch.uint8)
-        both = torch.cat([originals[:, None], moved.view(-1, copies, *shape)], 1)
-        groups.append(both.reshape(-1, *shape))
-    index = torch.arange(len(images)).repeat_interleave(1 + copies)
-    return replace(images.select(index), images=torch.cat(groups))
+        both[:, 0] = originals
+        both[:, 1:] = (moved * 255).round().to(torch.uint8).view(-1, copies, *shape)
+    times = 1 + copies
+    return replace(
+        images,
+        images=found.view(-1, *shape),
+        labels=images.labels.repeat_interleave(times),
+        sources=images.sources.repeat_interleave(times),
+        paths=tuple(path for path in images.paths for _ in range(times)),
+    )
 
 
 def test_views(x: Tensor, count: int) -> Tensor:

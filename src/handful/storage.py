@@ -1,8 +1,13 @@
-"""Folders that are kept from run to run: named by what they hold, there whole or not at all."""
+"""What lies on disk beside the runs: folders kept from run to run, and images too many for memory.
+
+Folders are named by what they hold, and there whole or not at all.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 import shutil
 import tempfile
 import time
@@ -10,10 +15,46 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from handful.devices import cache_folder
+import numpy as np
+from numpy.typing import NDArray
+from platformdirs import user_cache_path
 
 MARK = ".files"  # written last: how many files there were
 DAY = 86_400  # seconds after which nobody is filling a folder any more
+IN_MEMORY = 2**31
+"""Bytes of an array that are held in memory; of more each is read from disk where it is used."""
+
+
+def cache_folder() -> Path:
+    """Where all that is: `HANDFUL_CACHE`, else where this system keeps such things."""
+    chosen = os.environ.get("HANDFUL_CACHE")
+    return Path(chosen).expanduser() if chosen else user_cache_path("handful", appauthor=False)
+
+
+def is_large(size: int) -> bool:
+    """Whether so many bytes are kept out of memory."""
+    return size > IN_MEMORY
+
+
+def empty(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Bytes to be filled; many are those of a file that is gone with the array.
+
+    Raises ValueError where there is no room for that file.
+    """
+    size = math.prod(shape)
+    if not is_large(size):
+        return np.empty(shape, np.uint8)
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if size > free:  # else whoever writes there is killed
+        raise ValueError(
+            f"{size:,} bytes of pixels need as much room in {folder}, which has {free:,}: choose "
+            "another folder with HANDFUL_CACHE, or a smaller data.size"
+        )
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.truncate(size)
+        return np.memmap(file, np.uint8, "r+", shape=shape)
 
 
 def place(kind: str, parts: Iterable[bytes]) -> Path:
