@@ -220,7 +220,7 @@ class RunConfig(Frozen):
     )
     """Kind of views that fit the images: for `letters` none is mirrored, `natural` has SimCLR's for
     photographs, `texture` and `microscopy` all eight symmetries. `auto` looks whether they are
-    digits and takes `general` ones else. Decides where a recipe is sized."""
+    digits, and else tries three kinds on labelled images (`general` where those are too few)."""
     data: DataConfig = DataConfig()
     network: NetworkConfig = NetworkConfig()
     pretext: PretextConfig = PretextConfig()

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from handful import datasets, devices, exhibits, maps, metrics, networks, report, runs, stages
+from handful import (
+    datasets,
+    devices,
+    exhibits,
+    maps,
+    metrics,
+    networks,
+    presets,
+    report,
+    runs,
+    stages,
+)
 from handful.config import RunConfig, flat
 from handful.exhibits import Arrays
 from handful.images import ImageSet
@@ -98,11 +110,17 @@ def run(
     dataset = datasets.load(config.data, on_row)
     for note in dataset.notes:
         say(note)
-    config, parts = stages.planned(config, dataset, chosen)
+    asked, known = config, runs.preset_there(out) if config.preset == "auto" else None
+    if known is not None and not overwrite:  # what was found once is not looked for again
+        asked, chosen = asked.updated({"preset": known}), {*chosen, "preset"}
+    config, parts = stages.planned(asked, dataset, chosen)
     for note in _leaks(config, parts):
         say(note)
     folder = runs.RunFolder(out)
     session = Session(config, device, dataset, parts, folder, on_row, say, board)
+    if asked.preset == "auto" and config.preset != "digits":
+        session = _with_views_tried(session, asked, chosen)
+        config = session.config
     # before the folder is claimed: a network that cannot be built leaves none behind
     members = stages.members(session)
     claimed = runs.claim(out, config, overwrite)
@@ -120,6 +138,21 @@ def run(
         board.finish(summary, config.to_toml(), folder.figures)
     folder.write_summary(summary)
     return Run(out, folder.summary())
+
+
+def _with_views_tried(session: Session, asked: RunConfig, chosen: Collection[str]) -> Session:
+    """The same with the kind of views that labelled images speak for."""
+    trial = presets.tried(replace(session, folder=None), asked, chosen)
+    if trial is None:
+        return session
+    told = ", ".join(f"{name} {loss:.3f}" for name, loss in trial.losses.items())
+    session.say(
+        f"views: {trial.preset}, by {trial.images:,} labelled images held out in turn "
+        f"(cross-entropy: {told})"
+    )
+    changes = {"preset": trial.preset}
+    config, parts = stages.planned(asked.updated(changes), session.dataset, {*chosen, *changes})
+    return replace(session, config=config, parts=parts, tried=trial.losses)
 
 
 def _leaks(config: RunConfig, parts: Partition) -> Iterator[str]:
@@ -278,6 +311,8 @@ def _described(members: Sequence[Member], trained: Trained, seen: int) -> dict[s
     refit = config.downstream.refit
     return {
         "recipe": config.recipe,
+        "preset": config.preset,
+        "presets_tried": session.tried,
         "source": config.data.source,
         "per_class": config.data.per_class,
         "draw": config.data.draw if config.data.per_class else None,

@@ -190,6 +190,15 @@ class RunFolder:
             raise ValueError(f"cannot write {path}: {error.strerror}") from None
 
 
+def preset_there(path: Path | str) -> str | None:
+    """The kind of views that a run at this place has; None where none is, or cannot be read."""
+    folder = RunFolder(path)
+    try:
+        return folder.config().preset if folder.is_run else None
+    except (ValueError, OSError):
+        return None
+
+
 def claim(
     path: Path | str, config: RunConfig, overwrite: bool = False
 ) -> RunFolder | dict[str, Any]:

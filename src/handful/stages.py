@@ -70,6 +70,8 @@ class Session:
     member: int = 0
     """Which of an ensemble's networks it is at."""
     stages: dict[str, float] = field(default_factory=dict)
+    tried: dict[str, float] = field(default_factory=dict)
+    """Kinds of views that were tried, and the cross-entropy with each."""
     taken: float = 0.0
     """Seconds that a pretext task took in another run, from which this one has it."""
 

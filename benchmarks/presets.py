@@ -1,0 +1,174 @@
+"""Which kind of views fits which images, and whether `preset = auto` finds it.
+
+python -m benchmarks.presets run --draws 100-102        (or --dev --draws 0)
+python -m benchmarks.presets table
+
+`run` makes three data sets of pictures from what a machine has: letters in its fonts, in any two
+colours; textures, that lie anyhow; photographs, upright. The last two are cut from the pictures
+that scikit-image and scikit-learn bring along: what trains and what tests never come from the same
+half of one. Each is learned with each preset, and `auto` is asked which it would take. A row for
+each goes to benchmarks/presets.jsonl; `table` writes docs/presets.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator
+from PIL import Image, ImageEnhance
+
+from benchmarks import letters
+from benchmarks.accuracy import REPORTED_ON, TUNED_ON, commit_of_recipes
+from handful import bench
+from handful.bench import Row
+from handful.recipes import PRESETS
+
+HERE = Path(__file__).parents[1]
+ROWS = HERE / "benchmarks" / "presets.jsonl"
+PAGE = HERE / "docs" / "presets.md"
+PER_CLASS, TESTED = 20, 5_200
+"""Labelled images of each class, and test images of all."""
+SIDE = 32
+TEXTURES = (
+    "brick", "grass", "gravel", "camera", "cell", "chelsea", "coffee", "coins", "hubble_deep_field",
+    "ihc", "moon", "page", "retina",
+)  # fmt: skip
+PHOTOGRAPHS = (
+    "astronaut", "chelsea", "coffee", "hubble_deep_field", "motorcycle_left", "retina", "rocket",
+    "china", "flower", "ihc",
+)  # fmt: skip
+RECIPE = "fast"
+TRIED = tuple(name for name in PRESETS if name != "digits")
+
+Drawn = Iterator[tuple[str, str, Image.Image]]
+"""Of each picture its split, its class and what it shows."""
+
+
+def of_letters(rng: Generator) -> Drawn:
+    """Letters in two colours, a little turned, of some size and place; no font in both splits."""
+    chosen = letters.divided(letters.fonts(), int(rng.integers(2**31)))
+    if chosen is None:
+        sys.exit(f"{letters.FEWEST} fonts are needed: install some")
+    for split, fonts, each in (
+        ("train", chosen.train, PER_CLASS),
+        ("test", chosen.test, TESTED // len(ascii_uppercase)),
+    ):
+        for letter in ascii_uppercase:
+            for number in range(each):
+                font = fonts[number % len(fonts)]
+                yield split, letter, _coloured(font, letter, rng)
+
+
+def _coloured(font: letters.Font, letter: str, rng: Generator) -> Image.Image:
+    shift = (int(rng.integers(-2, 3)), int(rng.integers(-2, 3)))
+    mask = letters.picture(font, letter, float(rng.uniform(0.75, 1)), shift)
+    mask = mask.rotate(float(rng.uniform(-8, 8)), Image.Resampling.BICUBIC, fillcolor="white")
+    ink, paper = _two_colours(rng)
+    share = np.asarray(mask, np.float64)[..., None] / 255
+    pixels = share * paper + (1 - share) * ink + rng.normal(0, 6, (*share.shape[:2], 3))
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def _two_colours(rng: Generator) -> tuple[Any, Any]:
+    """That can be told apart."""
+    while True:
+        ink, paper = rng.uniform(0, 255, (2, 3))
+        if abs(float(ink.mean() - paper.mean())) > 60:
+            return ink, paper
+
+
+def of_textures(rng: Generator) -> Drawn:
+    """Grey pieces, turned by any quarter and mirrored as it comes."""
+    for split, name, piece in _pieces(TEXTURES, rng):
+        turned = np.rot90(np.asarray(piece.convert("L")), int(rng.integers(4)))
+        yield split, name, Image.fromarray(turned[:, :: int(rng.choice([-1, 1]))])
+
+
+def of_photographs(rng: Generator) -> Drawn:
+    """Pieces in colour, upright, as bright as it comes."""
+    for split, name, piece in _pieces(PHOTOGRAPHS, rng):
+        yield split, name, ImageEnhance.Brightness(piece).enhance(rng.uniform(0.6, 1.3))
+
+
+def _pieces(names: Sequence[str], rng: Generator) -> Drawn:
+    """Squares of a picture, those to train from its left half, those to test from its right."""
+    for name in names:
+        picture = _opened(name)
+        for split, each in (("train", PER_CLASS), ("test", TESTED // len(names))):
+            for _ in range(each):
+                side = int(min(picture.height, picture.width // 2) * rng.uniform(0.15, 0.3))
+                first = 0 if split == "train" else picture.width // 2
+                left = first + int(rng.integers(picture.width // 2 - side))
+                top = int(rng.integers(picture.height - side))
+                box = (left, top, left + side, top + side)
+                yield split, name, picture.resize((SIDE, SIDE), Image.Resampling.BOX, box)
+
+
+def _opened(name: str) -> Image.Image:
+    if name in ("china", "flower"):
+        from sklearn.datasets import load_sample_image
+
+        return Image.fromarray(load_sample_image(f"{name}.jpg"))
+    found = find_spec("skimage")
+    if found is None or found.origin is None:
+        sys.exit("pictures are those of scikit-image: pip install -r benchmarks/requirements.txt")
+    folder = Path(found.origin).parent / "data"
+    (path,) = [path for path in folder.glob(f"{name}.*") if path.suffix in (".png", ".jpg")]
+    return Image.open(path).convert("RGB")
+
+
+KINDS: Mapping[str, Callable[[Generator], Drawn]] = {
+    "letters": of_letters,
+    "textures": of_textures,
+    "photographs": of_photographs,
+}
+
+
+def write(folder: Path, kind: str, draw: int) -> None:
+    """`train` and `test` with a folder a class; every other picture as JPEG."""
+    rng = np.random.default_rng([draw, list(KINDS).index(kind)])
+    for number, (split, name, picture) in enumerate(KINDS[kind](rng)):
+        place = folder / split / name
+        place.mkdir(parents=True, exist_ok=True)
+        picture.save(place / (f"{number:05}.jpg" if number % 2 else f"{number:05}.png"))
+
+
+def run(options: argparse.Namespace) -> None:
+    allowed = TUNED_ON if options.dev else REPORTED_ON
+    if not set(options.draws) <= set(allowed):
+        sys.exit(f"draws {allowed[0]}-{allowed[-1]} are for this")
+    commit = commit_of_recipes()
+    if commit is None and not options.dev:
+        sys.exit("commit src first: a row names the commit that made it")
+    for draw in options.draws:
+        for kind in options.kinds:
+            with tempfile.TemporaryDirectory() as folder:
+                write(Path(folder), kind, draw)
+                for preset in options.presets:
+                    row = _measured(folder, kind, preset, draw) | {"commit": commit}
+                    print(row, flush=True)
+                    if not options.dev:
+                        bench.append(ROWS, row)
+
+
+def _measured(folder: str, kind: str, preset: str, draw: int) -> Row:
+    words = [f"--recipe={RECIPE}", f"--set=preset={preset}"]
+    summary = bench.apart(folder, words)
+    return {
+        "kind": kind,
+        "preset": preset,
+        "draw": draw,
+        "accuracy": summary["test_accuracy"],
+        "labelled_images": summary["labelled_images"],
+        "test_images": summary["test_images"],
+        "classes": len(summary["class_names"]),
+        "seconds": summary["seconds"],
+    }

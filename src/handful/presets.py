@@ -1,0 +1,81 @@
+"""Which kind of views fits images: told by labelled ones that are held out in turn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from handful import networks, stages
+from handful.config import RunConfig
+from handful.metrics import fit_temperature
+from handful.recipes import suited
+from handful.splits import folds
+from handful.stages import Session
+
+TRIED = ("letters", "natural", "texture")
+"""From what is hardly ever wrong to what claims most: not mirrored, mirrored, turned as well."""
+FOLDS = 2
+LESSONS = 6000
+"""Images that each network of a trial learns from, at most: enough to tell kinds apart."""
+FEWEST = 20
+"""Labelled images that can be held out, below which nothing is tried."""
+
+
+class Trial(NamedTuple):
+    """The kind that was taken, and the cross-entropy of the held-out images with each."""
+
+    preset: str
+    losses: dict[str, float]
+    images: int
+
+
+def tried(session: Session, asked: RunConfig, chosen: Collection[str]) -> Trial | None:
+    """Train short with each kind of views and see which answers images best that it did not see.
+
+    A kind that claims more is taken only where it is better by more than a standard error, image
+    by image. asked: the configuration before anything was fitted to the images. chosen: dotted keys
+    that somebody set. None where too few images have a label to hold some out.
+    """
+    images = session.parts.final
+    held = folds(images.labels, images.sources, FOLDS, session.generator("presets"))
+    count = int((held >= 0).sum())
+    if count < FEWEST:
+        return None
+    session.say(f"trying which views fit: {', '.join(TRIED)}")
+    losses: dict[str, Tensor] = {}
+    with session.stage("presets"):
+        for preset in TRIED:
+            config = suited(asked.updated({"preset": preset}), images, {*chosen, "preset"})
+            losses[preset] = _losses(session, config, held)
+    best = TRIED[0]
+    for preset in TRIED[1:]:
+        gain = losses[best] - losses[preset]
+        if float(gain.mean()) > float(gain.std()) / math.sqrt(count):
+            best = preset
+    return Trial(best, {name: float(loss.mean()) for name, loss in losses.items()}, count)
+
+
+def _losses(session: Session, config: RunConfig, held: Tensor) -> Tensor:
+    """Calibrated cross-entropy of each image that is held out, (M,), fold by fold."""
+    lessons = config.downstream
+    most = max(1, LESSONS // lessons.batch_size)
+    steps = min(most, lessons.steps or most)
+    # both kinds of views of a preset have their say, those of the pretext task first
+    short = lessons.model_copy(update={"steps": steps, "curriculum": 1.0})
+    quiet = replace(session, config=config, show=lambda row: None, board=None, stages={})
+    member = stages.members(quiet)[0]
+    images = session.parts.final
+    logits, labels = [], []
+    for fold in stages.in_folds(stages.fitting(member), images, short, held, "presets"):
+        part = images.select(fold.held)
+        one = fold.trained
+        logits.append(networks.classify(one.encoder, one.classifier, part.images).cpu())
+        labels.append(part.labels)
+    answers, truth = torch.cat(logits), torch.cat(labels)
+    return F.cross_entropy(answers / fit_temperature(answers, truth), truth, reduction="none")

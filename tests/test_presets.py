@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from handful import experiment, presets, runs
+from handful.recipes import MILD_LETTERS, RICH_LETTERS
+from handful.stages import Session
+
+TINY = {
+    "recipe": "fast",
+    "network__width": 4,
+    "network__head_hidden": 8,
+    "network__head_dim": 8,
+    "pretext__steps": 2,
+    "downstream__steps": 2,
+    "test_views": 1,
+}
+Folder = Callable[..., Path]
+
+
+@pytest.fixture
+def pointing(tmp_path: Path) -> Folder:
+    """Arrows in colour: mirrored, those to the left are those to the right."""
+
+    def make(each: int) -> Path:
+        rng = np.random.default_rng(0)
+        folder = tmp_path / f"arrows-{each}"
+        for label, turn in (("left", 1), ("right", -1)):
+            (folder / label).mkdir(parents=True)
+            for number in range(each):
+                picture = np.full((24, 24, 3), rng.integers(90, 160, 3), np.uint8)
+                height = int(rng.integers(6, 18))
+                for step in range(9):
+                    picture[height - step // 2 : height + step // 2 + 1, 6 + step] = 255
+                Image.fromarray(picture[:, ::turn]).save(folder / label / f"{number:02}.png")
+        return folder
+
+    return make
+
+
+def losses(**means: float) -> Callable[..., Tensor]:
+    """Trials that end so, image by image, a hundredth apart."""
+    found = iter(means[name] for name in presets.TRIED)
+    spread = torch.linspace(-0.5, 0.5, 100)
+    return lambda *_: next(found) + spread * torch.rand(100, generator=torch.Generator())
+
+
+@pytest.mark.parametrize(
+    ("letters", "natural", "texture", "taken"),
+    [
+        (0.5, 0.5, 0.5, "letters"),
+        (0.5, 0.2, 0.2, "natural"),
+        (0.5, 0.2, 0.0, "texture"),
+        (0.5, 0.9, 0.2, "texture"),
+        (0.2, 0.5, 0.5, "letters"),
+    ],
+)
+def test_more_is_claimed_only_where_it_is_better(
+    letters: float, natural: float, texture: float, taken: str, pointing: Folder, tmp_path: Path
+) -> None:
+    found = losses(letters=letters, natural=natural, texture=texture)
+    with mock.patch.object(presets, "_losses", found):
+        run = experiment.train(str(pointing(15)), out=tmp_path / "run", **TINY)
+    assert run.summary["preset"] == taken
+    assert runs.RunFolder(run.path).config().preset == taken
+    assert run.summary["presets_tried"].keys() == set(presets.TRIED)
+
+
+def test_arrows_are_not_mirrored(pointing: Folder, tmp_path: Path) -> None:
+    """With real trials: mirrored, nothing could tell the classes apart."""
+    said: list[str] = []
+    settings = TINY | {"network__width": 8, "downstream__steps": 60}
+    asked = {key.replace("__", "."): value for key, value in settings.items()}
+    config = experiment.recipe_for(str(pointing(20)), "fast").updated(asked)
+    run = experiment.run(config, tmp_path / "run", chosen=asked, say=said.append)
+    assert run.summary["preset"] == "letters"
+    config = runs.RunFolder(run.path).config()
+    assert (config.pretext.views, config.downstream.views) == (RICH_LETTERS, MILD_LETTERS)
+    told = run.summary["presets_tried"]
+    assert told["letters"] < min(told["natural"], told["texture"])
+    (line,) = [line for line in said if line.startswith("views: ")]
+    assert line.startswith("views: letters, by 32 labelled images held out in turn (cross-entropy")
+
+
+def test_what_was_found_is_not_looked_for_again(pointing: Folder, tmp_path: Path) -> None:
+    source = str(pointing(15))
+    with mock.patch.object(presets, "_losses", losses(letters=0.9, natural=0.1, texture=0.1)):
+        first = experiment.train(source, out=tmp_path / "run", **TINY)
+    with mock.patch.object(presets, "tried", side_effect=AssertionError):
+        again = experiment.train(source, out=tmp_path / "run", **TINY)
+        assert again.summary == first.summary
+        with pytest.raises(ValueError, match="another configuration"):
+            experiment.train(source, out=tmp_path / "run", **TINY, preset="texture")
+
+
+def test_few_images_and_a_preset_that_was_asked_for_are_not_tried(
+    pointing: Folder, tmp_path: Path
+) -> None:
+    with mock.patch.object(presets, "_losses", side_effect=AssertionError):
+        run = experiment.train(str(pointing(6)), out=tmp_path / "few", **TINY)
+        assert run.summary["preset"] == "general"
+        run = experiment.train(str(pointing(15)), out=tmp_path / "set", **TINY, preset="texture")
+    assert run.summary["preset"] == "texture"
+    assert run.summary["presets_tried"] == {}
+
+
+def test_a_trial_leaves_nothing_in_the_run(pointing: Folder, tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = []
+    sessions: list[Session] = []
+    true = presets._losses
+
+    def watched(session: Session, *given: object) -> Tensor:
+        sessions.append(session)
+        return true(session, *given)  # type: ignore[arg-type]
+
+    with mock.patch.object(presets, "_losses", watched):
+        experiment.train(str(pointing(15)), out=tmp_path / "run", **TINY, on_row=rows.append)
+    assert len(sessions) == len(presets.TRIED)
+    assert all(session.folder is None for session in sessions)
+    assert "presets" not in {row["stage"] for row in rows}
