@@ -480,7 +480,16 @@ def test_it_says_when_to_answer_and_what_few_labels_vouch_for(page: Page) -> Non
     assert "100 labelled images held out for validation" in page.text
     assert "1.0 % 91.0 % 95 of 100 0 3.1 % 95.8 % 0.4 %" in page.text
     assert "0.5 % 99.5 % 0 of 100 0 100.0 % 0.0 % –" in page.text
-    assert "2.1 % of the test images are further from every labelled image" in page.text
+    assert "2.1 % of the test images are further from the labelled ones than 99 %" in page.text
+
+
+def test_it_says_which_views_and_why(tmp_path: Path) -> None:
+    told = {"letters": 0.5234, "natural": 0.4}
+    run = write_run(tmp_path / "run", presets_tried=told)
+    text = Page(report.build(run)).text
+    assert "spoke for (cross-entropy: letters 0.523, natural 0.4)" in text
+    run = write_run(tmp_path / "other", presets_tried={})
+    assert "spoke for" not in Page(report.build(run)).text
 
 
 def test_without_evidence_it_says_how_to_get_some(tmp_path: Path) -> None:
