@@ -97,7 +97,8 @@ def _command(options: argparse.Namespace, draw: int | None, seed: int, split: in
     words += ["--dev"] if options.dev else []
     out = None
     if options.keep:
-        out = options.keep / f"{options.recipe}-{options.per_class}-{draw}-{seed}-{split}"
+        by = commit_of_recipes() or bench.UNCOMMITTED
+        out = options.keep / f"{options.recipe}-{options.per_class}-{draw}-{seed}-{split}-{by}"
     words += [f"--set={one}" for one in options.set]
     return bench.apart(options.source, words, out=out)
 

@@ -133,6 +133,8 @@ def run(options: argparse.Namespace) -> None:
         allowed = TUNED_ON if options.dev else REPORTED_ON
         if config.data.dev != options.dev or config.data.draw not in allowed:
             sys.exit(f"{folder}: with --dev runs of it, draws 0-19; else those of draws 100-109")
+        if commit and not folder.name.endswith(commit):
+            sys.exit(f"{folder} was not made by {commit}, as its name would say: run it again")
         row = measured(options.source, folder, fonts) | {"fonts": named, "commit": commit}
         print(row, flush=True)
         if not options.dev:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from handful import datasets, hub, sources
+from handful import datasets, hub, sources, suggest
 from handful.config import DataConfig
 from handful.images import UNLABELLED
 
@@ -173,8 +173,14 @@ def test_what_is_amiss_is_one_line_and_leaves_nothing(tmp_path: Path, cache: Pat
     for file in (tmp_path / "damaged").rglob("*.arrow"):
         file.write_bytes(file.read_bytes()[:100])
     for name, reason in (
-        ("pictures", "several columns of pictures among a, b, label: call the one to use image"),
-        ("classes", r"several columns of classes \(fine, coarse\): call the one to use label"),
+        (
+            "pictures",
+            "several columns of pictures among a, b, label: rename the one to use to image",
+        ),
+        (
+            "classes",
+            r"several columns of classes \(fine, coarse\): rename the one to use to label",
+        ),
         ("text", "no column of pictures among text"),
         ("damaged", ""),
     ):
@@ -182,6 +188,50 @@ def test_what_is_amiss_is_one_line_and_leaves_nothing(tmp_path: Path, cache: Pat
             sources.located(str(tmp_path / name))
         assert "\n" not in str(caught.value)
     assert not cache.exists() or not list(cache.iterdir())
+
+
+def test_what_only_looks_like_it_is_read_as_before(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        PICTURES[0].save(tmp_path / name / "1.png")
+    (tmp_path / "state.json").write_text("{}")
+    hf.Dataset.from_dict({"score": [1.0]}).to_parquet(tmp_path / "train.parquet")
+    assert sources.located(str(tmp_path)) == (tmp_path, None, [])
+
+
+def test_lists_are_no_labels_and_nan_is_none(tmp_path: Path) -> None:
+    made([1.0, 2.0, float("nan"), None], hf.Value("float32")).save_to_disk(tmp_path / "nan")
+    train = datasets.load(DataConfig(source=str(tmp_path / "nan"))).train
+    assert train.labels.tolist() == [0, 1, UNLABELLED, UNLABELLED]
+    several = hf.Features({"image": hf.Image(), "label": hf.Sequence(hf.Value("int64"))})
+    rows = {"image": PICTURES[:2], "label": [[0, 1], [0]]}
+    hf.Dataset.from_dict(rows, several).save_to_disk(tmp_path / "several")
+    with pytest.raises(ValueError, match="its column label holds more than one name or number"):
+        sources.located(str(tmp_path / "several"))
+
+
+def test_no_picture_may_lie_elsewhere(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere.png"
+    PICTURES[0].save(elsewhere)
+    cell = {"bytes": None, "path": str(elsewhere)}
+    with pytest.raises(ValueError, match=r"its picture .*elsewhere\.png lies outside of it"):
+        hub._encoded(cell, tmp_path / "theirs")
+    assert hub._encoded(cell, tmp_path) == elsewhere.read_bytes()
+
+
+def test_without_a_split_of_a_known_name_there_is_nothing(tmp_path: Path, cache: Path) -> None:
+    hf.DatasetDict(full=made(), extra=made()).save_to_disk(tmp_path / "two")
+    with pytest.raises(ValueError, match=r"none of its splits \(full, extra\) is called train"):
+        sources.located(str(tmp_path / "two"))
+    assert not cache.exists() or not list(cache.iterdir())
+
+
+def test_what_to_label_next_is_called_by_its_file(tmp_path: Path) -> None:
+    unlabelled = made().remove_columns("label")
+    unlabelled.save_to_disk(tmp_path / "pool")
+    pool = datasets.load_pool(str(tmp_path / "pool"))
+    named = suggest._named(pool, pool.images, range(8))
+    assert named(3) == "train/train-000003.png"
 
 
 def test_more_than_is_safe_is_refused(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from handful import experiment, presets, runs
+from handful.config import RunConfig
 from handful.recipes import MILD_LETTERS, RICH_LETTERS
 from handful.stages import Session
 
@@ -47,17 +49,25 @@ def pointing(tmp_path: Path) -> Folder:
 
 
 def losses(**means: float) -> Callable[..., Tensor]:
-    """Trials that end so, image by image, a hundredth apart."""
-    found = iter(means[name] for name in presets.TRIED)
-    spread = torch.linspace(-0.5, 0.5, 100)
-    return lambda *_: next(found) + spread * torch.rand(100, generator=torch.Generator())
+    """Trials that end so: 100 images, of which two trials differ by a standard error of 0.1."""
+    numbers = iter(range(len(presets.TRIED)))
+
+    def found(*_: object) -> Tensor:
+        number = next(numbers)
+        noise = torch.randn(100, generator=torch.Generator().manual_seed(number))
+        noise = (noise - noise.mean()) / noise.std() / math.sqrt(2)
+        return means[presets.TRIED[number]] + noise
+
+    return found
 
 
 @pytest.mark.parametrize(
     ("letters", "natural", "texture", "taken"),
     [
         (0.5, 0.5, 0.5, "letters"),
+        (0.5, 0.45, 0.45, "letters"),
         (0.5, 0.2, 0.2, "natural"),
+        (0.5, 0.2, 0.15, "natural"),
         (0.5, 0.2, 0.0, "texture"),
         (0.5, 0.9, 0.2, "texture"),
         (0.2, 0.5, 0.5, "letters"),
@@ -88,6 +98,38 @@ def test_arrows_are_not_mirrored(pointing: Folder, tmp_path: Path) -> None:
     assert told["letters"] < min(told["natural"], told["texture"])
     (line,) = [line for line in said if line.startswith("views: ")]
     assert line.startswith("views: letters, by 32 labelled images held out in turn (cross-entropy")
+
+
+def test_copies_and_validation_images_have_no_voice(pointing: Folder, tmp_path: Path) -> None:
+    held: list[Tensor] = []
+    seen: list[int] = []
+    true = presets._losses
+
+    def watched(session: Session, config: RunConfig, folds: Tensor) -> Tensor:
+        held.append(folds)
+        parts = session.parts
+        assert parts.validation is not None
+        seen.append(int(torch.isin(parts.fit.sources, parts.validation.sources).sum()))
+        return true(session, config, folds)
+
+    settings = TINY | {"data__validation": 0.2, "data__copies": 2}
+    with mock.patch.object(presets, "_losses", watched):
+        run = experiment.train(str(pointing(30)), out=tmp_path / "run", **settings)
+    originals = run.summary["labelled_images"] - run.summary["validation_images"]
+    assert seen == [0, 0, 0]
+    assert all(int((folds >= 0).sum()) == originals < len(folds) for folds in held)
+
+
+def test_a_foreign_folder_is_refused_before_anything_is_tried(
+    pointing: Folder, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").touch()
+    with (
+        mock.patch.object(presets, "tried", side_effect=AssertionError),
+        pytest.raises(ValueError, match="was not made by handful"),
+    ):
+        experiment.train(str(pointing(15)), out=tmp_path / "mine", **TINY)
 
 
 def test_what_was_found_is_not_looked_for_again(pointing: Folder, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -83,9 +84,17 @@ def test_without_room_on_disk_it_says_where_and_what_to_do(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "IN_MEMORY", 100)
-    free = mock.Mock(free=50)
+    full = OSError(errno.ENOSPC, "No space left on device")
     with (
-        mock.patch.object(storage.shutil, "disk_usage", return_value=free),
+        mock.patch.object(storage, "_take", side_effect=full),
         pytest.raises(ValueError, match=r"^110 bytes of pixels need as much room in .*_CACHE"),
     ):
         storage.empty((10, 11))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other rights")
+def test_what_is_kept_may_be_read_as_other_folders_may(place: Path) -> None:
+    with storage.filling(place):
+        pass
+    (place.parent / "other").mkdir()
+    assert place.stat().st_mode == (place.parent / "other").stat().st_mode

@@ -225,6 +225,15 @@ def test_the_area_of_a_crop_is_as_asked() -> None:
     assert other.min() >= -1 - 1e-4
 
 
+@pytest.mark.parametrize("crop", [0.05, 0.3, 0.8])
+def test_no_more_is_cut_away_than_asked(crop: float) -> None:
+    _, matrix, *_ = warped_with(noise(4000), only(crop=crop))
+    size = 1 / torch.diagonal(matrix, dim1=1, dim2=2)
+    assert size.prod(1).min() >= 1 - crop - 1e-5
+    assert size.prod(1).min() < 1 - 0.95 * crop
+    assert size.max() <= 1 + 1e-5
+
+
 def test_hue_turns_colours_as_colorsys_does() -> None:
     image = (noise(1, 3) // 3 + 80).repeat(30, 1, 1, 1)  # no colour is cut off
     seen = view(image, only(hue=0.5), generator())

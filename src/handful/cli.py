@@ -7,6 +7,7 @@ mistakes answer at once.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -570,8 +571,12 @@ def show_version() -> None:
 
 def default_out(settings: RunConfig) -> Path:
     source = settings.data.source
-    # hub:NAME is no name of a folder everywhere
-    name = source if source == "mnist50" else Path(source.replace(":", "/")).resolve().name
+    if source == "mnist50":
+        name = source
+    elif source.startswith("hub:"):
+        name = re.sub(r"[^\w.-]+", "-", source.removeprefix("hub:"))
+    else:
+        name = Path(source).resolve().name
     return Path("runs") / f"{name or 'images'}-{settings.recipe}"
 
 

@@ -29,7 +29,7 @@ from handful.images import ImageSet
 from handful.networks import AnyEncoder, Encoder, ProjectionHead
 from handful.partition import Partition
 from handful.predictor import Predictor
-from handful.recipes import recipe_for
+from handful.recipes import recipe_for, sized, suited
 from handful.splits import batches_per_epoch
 from handful.stages import Member, Row, Session, Trained
 from handful.tracking import Board
@@ -110,17 +110,19 @@ def run(
     dataset = datasets.load(config.data, on_row)
     for note in dataset.notes:
         say(note)
+    runs.check(out, overwrite)
     asked, known = config, runs.preset_there(out) if config.preset == "auto" else None
     if known is not None and not overwrite:  # what was found once is not looked for again
         asked, chosen = asked.updated({"preset": known}), {*chosen, "preset"}
-    config, parts = stages.planned(asked, dataset, chosen)
-    for note in _leaks(config, parts):
-        say(note)
     folder = runs.RunFolder(out)
-    session = Session(config, device, dataset, parts, folder, on_row, say, board)
-    if asked.preset == "auto" and config.preset != "digits":
+    planned = stages.planned(asked, dataset, chosen)
+    session = Session(planned[0], device, dataset, planned[1], folder, on_row, say, board)
+    del planned  # its images may be many, and others may take their place
+    for note in _leaks(session.config, session.parts):
+        say(note)
+    if asked.preset == "auto" and session.config.preset != "digits":
         session = _with_views_tried(session, asked, chosen)
-        config = session.config
+    config = session.config
     # before the folder is claimed: a network that cannot be built leaves none behind
     members = stages.members(session)
     claimed = runs.claim(out, config, overwrite)
@@ -150,9 +152,10 @@ def _with_views_tried(session: Session, asked: RunConfig, chosen: Collection[str
         f"views: {trial.preset}, by {trial.images:,} labelled images held out in turn "
         f"(cross-entropy: {told})"
     )
-    changes = {"preset": trial.preset}
-    config, parts = stages.planned(asked.updated(changes), session.dataset, {*chosen, *changes})
-    return replace(session, config=config, parts=parts, tried=trial.losses)
+    asked, chosen = asked.updated({"preset": trial.preset}), {*chosen, "preset"}
+    parts = session.parts
+    config = sized(suited(asked, parts.fit, chosen), len(parts.final), len(parts.pretext))
+    return replace(session, config=config, tried=trial.losses)
 
 
 def _leaks(config: RunConfig, parts: Partition) -> Iterator[str]:

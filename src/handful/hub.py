@@ -15,7 +15,8 @@ from handful.pictures import SPLITS, legible
 PREFIX = "hub:"
 NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
 SHARD = re.compile(rf"({'|'.join(SPLITS)})\b.*\.parquet", re.IGNORECASE)
-SAVED = ("dataset_dict.json", "state.json")
+SAVED = {"dataset_dict.json"}, {"state.json", "dataset_info.json"}
+"""Files that tell a folder that `datasets` saved."""
 TABLE, NOTES = "labels.csv", "notes.txt"
 LARGEST = 2**34  # bytes of all pictures
 LABELS = ("label", "labels", "class", "class_name")
@@ -28,6 +29,10 @@ BEGIN = {
     b"MM\0*": ".tif",
 }
 """What files of a kind begin with; others are called .png."""
+
+
+_OWN = Path(__file__).read_bytes()
+"""What is unpacked depends on who does it."""
 
 
 class Unpacked(NamedTuple):
@@ -44,7 +49,8 @@ def is_name(source: str) -> bool:
 def is_saved(path: Path) -> bool:
     """Whether a folder or file is one that `datasets` wrote, its pictures inside."""
     if path.is_dir():
-        return any((path / name).is_file() for name in SAVED) or bool(_shards(path))
+        saved = any(all((path / name).is_file() for name in names) for names in SAVED)
+        return saved or any(map(_holds_pictures, _shards(path)[:1]))
     return path.suffix.lower() == ".parquet" and _holds_pictures(path)
 
 
@@ -57,19 +63,20 @@ def unpacked(source: str | Path) -> Unpacked:
     """
     try:
         if isinstance(source, Path):
-            place = storage.place("hub", _contents(_files(source)))
+            place = storage.place("hub", [_OWN, *_contents(_files(source))])
             if not storage.is_whole(place):
-                _write(_local(source), place)
+                _write(_local(source), place, source)
         else:
             splits = _fetched(source)
             stored = (Path(file["filename"]) for one in splits.values() for file in one.cache_files)
-            place = storage.place("hub", [*_contents(stored), " ".join(splits).encode()])
+            parts = [_OWN, *_contents(stored), " ".join(splits).encode()]
+            place = storage.place("hub", parts)
             if not storage.is_whole(place):
-                _write(splits, place)
+                _write(splits, place, None)
     except ImportError:
         raise ValueError(f"{source} takes datasets: pip install 'handful[hub]'") from None
     except OSError as error:
-        raise ValueError(f"cannot read {source}: {error.strerror or _line(error)}") from None
+        raise ValueError(f"cannot unpack {source}: {error.strerror or _line(error)}") from None
     except Exception as error:  # Arrow, the hub and its network raise whatever they stumble over
         raise ValueError(f"cannot read {source}: {_line(error)}") from None
     return Unpacked(place / TABLE, (place / NOTES).read_text("utf-8").splitlines())
@@ -143,7 +150,11 @@ def _named(loaded: Any) -> Mapping[str, Any]:
     return loaded if isinstance(loaded, Mapping) else {"train": loaded}
 
 
-def _write(splits: Mapping[str, Any], place: Path) -> None:
+def _write(splits: Mapping[str, Any], place: Path, inside: Path | None) -> None:
+    """inside: a file or folder that no picture may lie outside of; None trusts what was fetched."""
+    if not any(split.lower() in SPLITS for split in splits):
+        named = ", ".join(map(legible, splits))
+        raise ValueError(f"none of its splits ({named}) is called train, val, test or unlabelled")
     notes: list[str] = []
     total = 0
     with storage.filling(place) as folder:
@@ -157,7 +168,7 @@ def _write(splits: Mapping[str, Any], place: Path) -> None:
                     notes.append(f"not used: the split {legible(split)}, {named}")
                     continue
                 (folder / role).mkdir(exist_ok=True)
-                for number, (picture, label) in enumerate(_rows(rows)):
+                for number, (picture, label) in enumerate(_rows(rows, inside)):
                     total += len(picture)
                     if total > LARGEST:
                         raise ValueError(f"it holds more than the {LARGEST:,} bytes that are safe")
@@ -167,7 +178,7 @@ def _write(splits: Mapping[str, Any], place: Path) -> None:
         (folder / NOTES).write_text("\n".join(notes), encoding="utf-8")
 
 
-def _rows(rows: Any) -> Iterator[tuple[bytes, str]]:
+def _rows(rows: Any, inside: Path | None) -> Iterator[tuple[bytes, str]]:
     """Each picture as it is encoded, and its class; empty where it has none."""
     import datasets
 
@@ -179,7 +190,10 @@ def _rows(rows: Any) -> Iterator[tuple[bytes, str]]:
         value = row[label] if label else None
         if names and value is not None:
             value = names[value] if value >= 0 else None
-        yield _encoded(row[image]), "" if value is None else str(value)
+        if isinstance(value, list | dict | bytes):
+            raise ValueError(f"its column {label} holds more than one name or number an image")
+        unknown = value is None or value != value
+        yield _encoded(row[image], inside), "" if unknown else str(value)
 
 
 def _columns(features: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -195,25 +209,33 @@ def _columns(features: Mapping[str, Any]) -> tuple[str, str | None]:
     if len(images) != 1 and "image" not in images:
         held = "several columns" if images else "no column"
         raise ValueError(
-            f"it has {held} of pictures among {', '.join(features)}: call the one to use image"
+            f"it has {held} of pictures among {', '.join(features)}: rename the one to use to "
+            "image, and save_to_disk"
         )
     classes = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     known = [name for name in LABELS if name in features]
     if len(classes) > 1 and not known:
         raise ValueError(
-            f"it has several columns of classes ({', '.join(classes)}): call the one to use label"
+            f"it has several columns of classes ({', '.join(classes)}): rename the one to use to "
+            "label, and save_to_disk"
         )
     return ("image" if "image" in images else images[0]), next(iter([*known, *classes]), None)
 
 
-def _encoded(cell: Mapping[str, Any] | None) -> bytes:
+def _encoded(cell: Mapping[str, Any] | None, inside: Path | None) -> bytes:
     """The file that a cell holds or names; nothing where it does neither."""
     if cell is None:
         return b""
     if cell["bytes"] is not None:
         return bytes(cell["bytes"])
     path = Path(cell["path"] or "")
-    return path.read_bytes() if path.is_file() else b""  # a pipe would be waited for
+    if not path.is_file():  # a pipe would be waited for
+        return b""
+    if inside is not None and not path.resolve().is_relative_to(inside.resolve()):
+        raise ValueError(f"its picture {legible(path)} lies outside of it")
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"its picture {legible(path)} has more than {LARGEST:,} bytes")
+    return path.read_bytes()
 
 
 def _suffix(picture: bytes) -> str:

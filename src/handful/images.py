@@ -113,7 +113,7 @@ class ImageSet:
         return self.images[index.to(self.images.device)].to(index.device)
 
     def to(self, device: torch.device) -> ImageSet:
-        """The same set with its tensors on another device; pixels that lie on disk stay there."""
+        """The same set with its tensors on another device; pixels too many for memory stay."""
         return replace(
             self,
             images=self.images if is_large(self.images.nbytes) else self.images.to(device),

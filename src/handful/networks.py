@@ -86,8 +86,8 @@ def _harmonic(
     )
 
 
-ENOUGH_IMAGES = 10_000
-"""Mean and spread of so many are those of all."""
+ENOUGH_IMAGES, ENOUGH_PIXELS = 10_000, 2**27
+"""Mean and spread of so many are those of all, and of fewer where they are large."""
 
 
 class Encoder(nn.Module):
@@ -146,7 +146,8 @@ class Encoder(nn.Module):
 
     def normalise_to(self, images: Tensor) -> None:
         """Take mean and spread of uint8 images (N, C, H, W), channel by channel."""
-        x = to_float(images[:: -(-len(images) // ENOUGH_IMAGES)])
+        enough = max(1, min(ENOUGH_IMAGES, ENOUGH_PIXELS // math.prod(images.shape[1:])))
+        x = to_float(images[:: -(-len(images) // enough)])
         self.mean.copy_(x.mean((0, 2, 3)).view(-1, 1, 1))
         self.std.copy_(x.std((0, 2, 3)).clamp(min=1e-3).view(-1, 1, 1))
 

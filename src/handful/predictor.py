@@ -128,7 +128,8 @@ class Predictor:
         if self.evidence is None:
             raise ValueError(
                 "nothing says how far this model's probabilities can be trusted: train one network "
-                "with validation images, or with --set downstream.folds=4"
+                "with validation images, or with --set downstream.folds=4; it takes two labelled "
+                "images of a class"
             )
         return abstention(self.evidence, error)
 

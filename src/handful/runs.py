@@ -199,6 +199,19 @@ def preset_there(path: Path | str) -> str | None:
         return None
 
 
+def check(path: Path | str, overwrite: bool = False) -> None:
+    """Raises ValueError where `claim` would, whatever the configuration."""
+    folder = RunFolder(path)
+    state = folder.state()
+    if state == "foreign":
+        raise ValueError(f"{folder.path} exists and was not made by handful: choose another --out")
+    if state == "interrupted" and not overwrite:
+        raise ValueError(
+            f"{folder.path} holds a run that did not finish or is still running: "
+            "--overwrite starts it again, or choose another --out"
+        )
+
+
 def claim(
     path: Path | str, config: RunConfig, overwrite: bool = False
 ) -> RunFolder | dict[str, Any]:
@@ -211,19 +224,10 @@ def claim(
     """
     folder = RunFolder(path)
     try:
-        state = folder.state()
-        if state == "foreign":
-            raise ValueError(
-                f"{folder.path} exists and was not made by handful: choose another --out"
-            )
+        check(path, overwrite)
         if overwrite:
             _clear(folder)
-        elif state == "interrupted":
-            raise ValueError(
-                f"{folder.path} holds a run that did not finish or is still running: "
-                "--overwrite starts it again, or choose another --out"
-            )
-        elif state == "complete":
+        elif folder.state() == "complete":
             return _same(folder, config)
         folder.path.mkdir(parents=True, exist_ok=True)
         # "x": of two commands that start at once, one gets the folder

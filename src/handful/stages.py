@@ -109,11 +109,15 @@ def planned(
 
     chosen: dotted keys that somebody set; fitting the views to the images leaves these alone.
     """
-    first = partition(config.updated({"data.copies": 0}), dataset)
-    # the kind of images is a choice like others: made by labelled ones that no test will use
-    config = suited(config, first.final if len(first.final) else first.pretext, chosen)
+    config = suited(config, _looked_at(config, dataset), chosen)
     parts = partition(config, dataset)
     return sized(config, len(parts.final), len(parts.pretext)), parts
+
+
+def _looked_at(config: RunConfig, dataset: Dataset) -> ImageSet:
+    """The kind of images is a choice like others: made by labelled ones that no test will use."""
+    parts = partition(config.updated({"data.copies": 0}), dataset)
+    return parts.final if len(parts.final) else parts.pretext
 
 
 class Member(NamedTuple):
@@ -309,9 +313,10 @@ class Lessons(NamedTuple):
     unfamiliar: int = 0
 
 
-def _lessons(member: Member, labelled: ImageSet) -> Lessons:
+def _lessons(member: Member, labelled: ImageSet, apart: Tensor | None = None) -> Lessons:
     """The labelled images and, where that is asked for, the pool with the labels that spread to it.
 
+    apart: sources int64 (K,) of which no image may teach.
     SimCLRv2 (Chen et al. 2020, section 2.3) ends so, with the answers of a tuned network for
     labels; those that spread are right more often where there are few. Images that they hardly
     reach are of other classes and teach nothing.
@@ -319,7 +324,10 @@ def _lessons(member: Member, labelled: ImageSet) -> Lessons:
     session, parts = member.session, member.session.parts
     if not session.config.downstream.pseudo_labels or not parts.unlabelled:
         return Lessons(labelled)
-    images = with_pool(labelled, parts.pool)
+    pool = parts.pool
+    if apart is not None:
+        pool = pool.select(~torch.isin(pool.sources, apart))
+    images = with_pool(labelled, pool)
     session.say(f"labels spread to {parts.unlabelled:,} unlabelled images")
     with session.stage("spread"):
         h = networks.represent(member.encoder, images.images)
@@ -379,12 +387,14 @@ def _calibrated(member: Member, fitted: Callable[..., Trained], trained: Trained
     if not config.folds:
         return trained
     held = folds(images.labels, images.sources, config.folds, session.generator("folds"))
-    held[_repeated(images.sources)] = -1  # copies of an image say nothing that it does not
+    held[repeated(images.sources)] = -1  # copies of an image say nothing that it does not
     assert config.steps is not None
     shorter = config.model_copy(update={"steps": max(1, round(config.steps * config.fold_share))})
+    quiet = member._replace(session=replace(session, say=lambda line: None))
 
     def taught(labelled: ImageSet, config: DownstreamConfig, stage: str) -> Trained:
-        return fitted(_lessons(member, labelled).images, config, stage)
+        apart = images.sources[~torch.isin(images.sources, labelled.sources)]
+        return fitted(_lessons(quiet, labelled, apart).images, config, stage)
 
     looks, parts, encoded = [], [], 0
     for one, _, positions in in_folds(taught, images, shorter, held):
@@ -404,7 +414,7 @@ def _calibrated(member: Member, fitted: Callable[..., Trained], trained: Trained
     return trained._replace(temperature=temperature, evidence=evidence, in_folds=encoded)
 
 
-def _repeated(sources: Tensor) -> Tensor:
+def repeated(sources: Tensor) -> Tensor:
     """Where a source occurs that occurred before: bool (N,)."""
     _, place = torch.unique(sources, return_inverse=True)
     first = torch.full((int(place.max()) + 1,), len(sources))
@@ -479,7 +489,7 @@ def predictor_of(session: Session, trained: Trained, known: ImageSet | None = No
     )
     if known is None:
         return predictor
-    return predictor.acquainted_with(known.select(~_repeated(known.sources)))
+    return predictor.acquainted_with(known.select(~repeated(known.sources)))
 
 
 def score(

@@ -46,15 +46,24 @@ def empty(shape: tuple[int, ...]) -> NDArray[np.uint8]:
         return np.empty(shape, np.uint8)
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if size > free:  # else whoever writes there is killed
-        raise ValueError(
-            f"{size:,} bytes of pixels need as much room in {folder}, which has {free:,}: choose "
-            "another folder with HANDFUL_CACHE, or a smaller data.size"
-        )
     with tempfile.TemporaryFile(dir=folder) as file:
-        file.truncate(size)
+        try:
+            _take(file.fileno(), size)
+        except OSError:
+            free = shutil.disk_usage(folder).free
+            raise ValueError(
+                f"{size:,} bytes of pixels need as much room in {folder}, which has {free:,}: "
+                "choose another folder with HANDFUL_CACHE, or a smaller data.size"
+            ) from None
         return np.memmap(file, np.uint8, "r+", shape=shape)
+
+
+def _take(file: int, size: int) -> None:
+    """Make a file so long, with all the room that it needs: who writes without it is killed."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+    else:
+        os.ftruncate(file, size)
 
 
 def place(kind: str, parts: Iterable[bytes]) -> Path:
@@ -77,19 +86,20 @@ def filling(place: Path) -> Iterator[Path]:
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     _sweep(place)
-    partial = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
-    try:
-        yield partial
-        (partial / MARK).write_text(_count(partial))
-        if not is_whole(place):
-            shutil.rmtree(place, ignore_errors=True)
+    with tempfile.TemporaryDirectory(
+        prefix=f".{place.name}-", dir=place.parent, ignore_cleanup_errors=True
+    ) as partial:
+        filled = Path(partial) / place.name  # others may read it: the one around it is private
+        filled.mkdir()
+        yield filled
+        (filled / MARK).write_text(_count(filled))
         try:
-            partial.rename(place)
+            filled.rename(place)
         except OSError:
-            if not is_whole(place):
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            if is_whole(place):
+                return
+            shutil.rmtree(place, ignore_errors=True)
+            filled.rename(place)
 
 
 def _count(place: Path) -> str:

@@ -114,12 +114,13 @@ def _known(run: Path | None) -> NDArray[np.uint64]:
 def _named(pool: Pool, images: ImageSet, numbers: Sequence[int]) -> Callable[[int], str]:
     """What to call the images, by their positions: files of an archive as they lie in that."""
     unpacked = cache_folder() in pool.place.parents
+    folder = pool.place.parent if pool.place.is_file() else pool.place
 
     def name(i: int) -> str:
         path = images.paths[i] if images.paths else ""
         if not path:
             return str(numbers[i])
-        return str(Path(path).relative_to(pool.place)) if unpacked else path
+        return str(Path(path).relative_to(folder)) if unpacked else path
 
     return name
 

@@ -74,7 +74,8 @@ def _cropped(
     n = len(matrix)
     area = 1 - crop * torch.rand((n, 1), generator=generator)
     aspect = (_uniform((n, 1), generator) * math.log(ASPECT)).exp()
-    size = torch.cat([area * aspect, area / aspect], 1).sqrt().clamp(max=1)  # (N, 2), x and y
+    aspect = aspect.maximum(area).minimum(1 / area)  # no side longer than the frame's
+    size = torch.cat([area * aspect, area / aspect], 1).sqrt()  # (N, 2), x and y
     centre = (_uniform((n, 2), generator) * (1 - size)).to(matrix.device)
     size = size.to(matrix.device)
     return matrix / size[:, :, None], (shift - centre) / size

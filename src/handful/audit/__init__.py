@@ -273,5 +273,5 @@ def _outliers(judged: Judged) -> Iterator[Finding]:
     for k in np.argsort(-judged.distances, kind="stable").tolist():
         distance = float(judged.distances[k])
         if distance > fence:
-            note = f"{distance:.1f} times the usual distance to the nearest other image"
+            note = f"{distance:.1f} times the usual distance to the other images"
             yield Finding("outlier", int(judged.positions[k]), score=distance, note=note)

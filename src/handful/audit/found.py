@@ -41,7 +41,7 @@ class Judged(NamedTuple):
     probability: NDArray[np.float64]
     """(M,) of the label that each has."""
     distances: NDArray[np.float64]
-    """(M,) to the nearest image that the network learned from, in multiples of what is usual."""
+    """(M,) to the images that the network learned from, in multiples of what is usual."""
 
     @property
     def agreeing(self) -> float:
