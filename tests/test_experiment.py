@@ -1204,6 +1204,29 @@ def test_a_fold_keeps_its_labels_from_spreading_and_its_images_out(
     assert run.summary["calibrated_by"].startswith(f"{run.summary['labelled_images']} labelled")
 
 
+def test_what_a_fold_is_to_answer_teaches_it_under_no_name(source: Path, tmp_path: Path) -> None:
+    """Each drawn image lies in the pool once more: a copy of it, of the same source."""
+    true, drawn = datasets.load, []
+
+    def doubled(*asked: Any) -> Dataset:
+        found = true(*asked)
+        drawn.append(splits.draw(found.train.labels, 2, None))
+        rest = torch.ones(len(found.train), dtype=torch.bool)
+        rest[drawn[0]] = False
+        sources = found.train.sources.clone()
+        sources[rest.nonzero().squeeze(1)[: len(drawn[0])]] = sources[drawn[0]]
+        return replace(found, train=replace(found.train, sources=sources))
+
+    with mock.patch.object(datasets, "load", doubled):
+        run, (whole, *folds) = watched_lessons(source, tmp_path / "run", downstream__folds=2)
+    labelled = run.summary["labelled_images"]
+    kept = [torch.isin(learned.sources, drawn[0]).sum() for learned in (whole, *folds)]
+    assert len(folds) == 2
+    assert kept[0] > labelled  # copies of what has a label do teach
+    for learned in folds:
+        assert len(set(learned.sources.tolist()) & set(drawn[0].tolist())) == labelled / 2
+
+
 def test_labels_that_nobody_drew_are_not_looked_at(source: Path, tmp_path: Path) -> None:
     """With all of them turned around, the same is learned."""
     mine, (learned,) = watched_lessons(source, tmp_path / "mine")

@@ -29,8 +29,9 @@ Row = dict[str, Any]
 KEPT = (
     "recipe", "preset", "per_class", "draw", "seed", "labelled_images", "unlabelled_images",
     "test_images", "test_accuracy", "test_interval", "test_accuracy_single_view",
-    "validation_accuracy", "validation_images", "selected_step", "control_test_accuracy", "control_difference",
-    "calibration", "images_through_encoder", "seconds", "stages", "device", "precision", "versions",
+    "validation_accuracy", "validation_images", "selected_step", "control_test_accuracy",
+    "control_difference", "calibration", "images_through_encoder", "seconds", "stages", "device",
+    "precision", "versions",
 )  # fmt: skip
 """What a row takes from the summary of its run."""
 UNCOMMITTED = "uncommitted"
