@@ -20,6 +20,7 @@ from typing import NamedTuple
 from benchmarks.accuracy import TUNED_ON, commit_of_recipes, mean_of, whole
 from handful import bench
 from handful.bench import Row, read
+from handful.config import RunConfig, assignment
 from handful.recipes import RICH_DIGITS
 
 ROWS = Path(__file__).parent / "ablation.jsonl"
@@ -200,13 +201,20 @@ def table(_: argparse.Namespace) -> None:
 
 
 def _current(rows: Sequence[Row]) -> list[Row]:
-    """Those of the variants as they are defined now."""
-    names = VARIANTS.keys()
+    """Those of the variants as they are defined now, whatever settings have come since."""
+    now = {name: _configured(variant.settings) for name, variant in VARIANTS.items()}
     return [
         row
         for row in rows
-        if row["variant"] in names and row["settings"] == VARIANTS[row["variant"]].settings
+        if row["variant"] in now and _configured(row["settings"]) == now[row["variant"]]
     ]
+
+
+def _configured(settings: Sequence[str]) -> RunConfig | None:
+    try:
+        return RunConfig().updated(dict(map(assignment, settings)))
+    except ValueError:  # of a setting that is no more
+        return None
 
 
 def page(rows: Sequence[Row]) -> str:
