@@ -177,7 +177,10 @@ def _measured(folder: str, kind: str, preset: str, draw: int) -> Row:
 
 
 def table(_: argparse.Namespace) -> None:
-    PAGE.write_text(page(read(ROWS)), encoding="utf-8")
+    rows = read(ROWS)
+    if not rows:
+        sys.exit(f"no rows in {ROWS}: python -m benchmarks.presets run")
+    PAGE.write_text(page(rows), encoding="utf-8")
     print(PAGE)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from benchmarks import (
     confidence,
     peers,
     pool,
+    presets,
     robust,
     rows,
     scale,
@@ -288,6 +290,51 @@ def test_of_the_surest_the_wrong_ones_are_counted() -> None:
     labels = torch.zeros(100, dtype=torch.long)
     labels[:10] = 1  # the ten that it is least sure of, five of which are left out
     assert confidence._surest(logits, labels)["error_of_surest"] == pytest.approx(5 / 95)
+
+
+def preset_row(preset: str, accuracy: float, chosen: str = "", **more: Any) -> dict[str, Any]:
+    return {
+        "kind": "textures", "preset": preset, "chosen": chosen or preset, "told": {},
+        "draw": 100, "accuracy": accuracy, "commit": "abc1234", **more,
+    }  # fmt: skip
+
+
+def test_what_auto_takes_is_held_against_the_best_preset() -> None:
+    told = {"letters": 0.5, "texture": 0.25}
+    rows = [
+        preset_row("texture", 0.1, commit="old"),
+        preset_row("letters", 0.8),
+        preset_row("texture", 0.9),
+        preset_row("texture", 0.7, draw=101),
+        preset_row("auto", 0.79, "letters", told=told),
+    ]
+    found = presets.page(rows)
+    assert "| textures | 80.00 | – | – | 80.00 ± 14.14" in found
+    expected = "| `letters` | letters 0.500, texture 0.250 | 79.00 | `texture` | -11.00 |"
+    assert f"| textures | 100 {expected}" in found
+
+
+def test_pieces_of_pictures_keep_to_their_half_and_come_again(tmp_path: Path) -> None:
+    ramp = np.tile(np.arange(200, dtype=np.uint8), (80, 1))
+    picture = Image.fromarray(np.stack([ramp] * 3, 2))
+    with mock.patch.object(presets, "_opened", return_value=picture):
+        pieces = list(presets._pieces(["one", "two"], np.random.default_rng(0)))
+        again = list(presets._pieces(["one", "two"], np.random.default_rng(0)))
+        for folder in ("a", "b"):
+            presets.write(tmp_path / folder, "photographs", 100)
+    assert len(pieces) == 2 * presets.PER_CLASS + presets.TESTED
+    for split, _, piece in pieces:
+        assert piece.size == (presets.SIDE, presets.SIDE)
+        pixels = np.asarray(piece)
+        assert pixels.max() < 100 if split == "train" else pixels.min() >= 100
+    assert [np.asarray(p).tobytes() for *_, p in pieces] == [
+        np.asarray(p).tobytes() for *_, p in again
+    ]
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*"))
+    assert len(files) == len(presets.PHOTOGRAPHS) * presets.PER_CLASS + presets.TESTED
+    assert {path.suffix for path in files} == {".jpg", ".png"}
+    same = (tmp_path / one / files[7] for one in "ab")
+    assert len({path.read_bytes() for path in same}) == 1
 
 
 def asked(draw: int, suggested: float, random: float, commit: str = "abc") -> dict[str, Any]:
