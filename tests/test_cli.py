@@ -250,7 +250,13 @@ def test_the_default_recipe_follows_the_source(source: str, recipe: str) -> None
 def test_the_default_run_folder_is_named_after_the_last_folder() -> None:
     config = parse({"recipe": "fast", "data": {"source": "some/where/"}})
     assert cli.default_out(config) == Path("runs/where-fast")
-    assert cli.default_out(config.updated({"data.source": "/"})) == Path("runs/images-fast")
+    for source, name in (
+        ("/", "images"),
+        ("hub:owner/pets:default", "owner-pets-default"),
+        ("hub:mnist@refs/pr/1", "mnist-refs-pr-1"),
+    ):
+        asked = config.updated({"data.source": source})
+        assert cli.default_out(asked) == Path(f"runs/{name}-fast")
 
 
 def test_a_complete_file_stands_alone(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ mistakes answer at once.
 from __future__ import annotations
 
 import os
-import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -570,14 +569,9 @@ def show_version() -> None:
 
 
 def default_out(settings: RunConfig) -> Path:
-    source = settings.data.source
-    if source == "mnist50":
-        name = source
-    elif source.startswith("hub:"):
-        name = re.sub(r"[^\w.-]+", "-", source.removeprefix("hub:"))
-    else:
-        name = Path(source).resolve().name
-    return Path("runs") / f"{name or 'images'}-{settings.recipe}"
+    from handful.config import name_of
+
+    return Path("runs") / f"{name_of(settings.data.source)}-{settings.recipe}"
 
 
 def expand(given: Iterable[Path]) -> Iterator[Path]:

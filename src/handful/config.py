@@ -5,6 +5,7 @@ No torch here: `handful --help` and every mistake in a command line cost no impo
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -26,6 +27,17 @@ SURE = 0.95
 
 class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+HUB = "hub:"
+"""What the name of a Hugging Face data set begins with, as a source."""
+
+
+def name_of(source: str) -> str:
+    """What the folders of a source's runs begin with."""
+    if source.startswith(HUB):
+        return re.sub(r"[^\w.-]+", "-", source.removeprefix(HUB))
+    return source if source == "mnist50" else Path(source).resolve().name or "images"
 
 
 class DataConfig(Frozen):

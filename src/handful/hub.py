@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from handful import storage
+from handful.config import HUB
 from handful.pictures import SPLITS, legible
 
-PREFIX = "hub:"
 NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
 SHARD = re.compile(rf"({'|'.join(SPLITS)})\b.*\.parquet", re.IGNORECASE)
 SAVED = {"dataset_dict.json"}, {"state.json", "dataset_info.json"}
@@ -43,7 +43,7 @@ class Unpacked(NamedTuple):
 
 
 def is_name(source: str) -> bool:
-    return source.startswith(PREFIX)
+    return source.startswith(HUB)
 
 
 def is_saved(path: Path) -> bool:
@@ -139,7 +139,7 @@ def _local(path: Path) -> Mapping[str, Any]:
 def _fetched(source: str) -> Mapping[str, Any]:
     import datasets
 
-    asked = NAME.fullmatch(source.removeprefix(PREFIX))
+    asked = NAME.fullmatch(source.removeprefix(HUB))
     if not asked:
         raise ValueError("a name is OWNER/NAME, and with it if wanted :CONFIG and @REVISION")
     return _named(datasets.load_dataset(asked["name"], asked["config"], revision=asked["revision"]))

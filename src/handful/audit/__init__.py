@@ -18,7 +18,7 @@ from torch import Tensor
 from handful import datasets, devices, doubts, networks, stages, twins
 from handful.audit import tables
 from handful.audit.found import FEWER, Audit, Finding, Judged
-from handful.config import RunConfig, assignment
+from handful.config import RunConfig, assignment, name_of
 from handful.datasets import Dataset
 from handful.images import ImageSet
 from handful.recipes import compose, recipe_for
@@ -81,8 +81,7 @@ def place(given: str) -> Path:
     """Where an audit goes by default: beside the run, or where runs of the source go."""
     if RunFolder(given).is_run:
         return Path(given).with_name(f"{Path(given).resolve().name}-audit")
-    name = given if given == "mnist50" else Path(given).resolve().name
-    return Path("runs") / f"{name or 'images'}-audit"
+    return Path("runs") / f"{name_of(given)}-audit"
 
 
 def run(
