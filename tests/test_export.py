@@ -20,7 +20,7 @@ from handful import checkpoints, cli, export, screen
 from handful.config import SURE, NetworkConfig
 from handful.export import KEY, Exported
 from handful.images import to_float
-from handful.networks import Encoder, classifier_head, joined
+from handful.networks import Encoder, Ensemble, classifier_head, joined
 from handful.pictures import Preparation
 from handful.predictor import Predictor
 
@@ -330,7 +330,10 @@ def test_what_the_check_looks_at(exported: Callable[[str], tuple[Predictor, Path
     shifted = Predictor.load(run, "cpu")
     with torch.no_grad():  # the same probabilities from another h
         shifted.head.weight.mul_(0.5)
-    shifted.encoder.register_forward_hook(lambda _module, _x, h: 2 * h)
+    assert isinstance(shifted.encoder, Ensemble)
+    for member in shifted.encoder.members:
+        assert isinstance(member, Encoder)
+        member.layers[-1].register_forward_hook(lambda _module, _x, maps: 2 * maps)
     with pytest.raises(ValueError, match=r"its h by 0\..*and 0 classes are others"):
         export._checked(shifted, file, file)
 
