@@ -228,6 +228,7 @@ def test_figures_in_readme_and_recipes_are_those_of_the_rows() -> None:
     for group in several:
         tested = [100 * row["test_accuracy"] for row in group]
         mean, _, low, high = mean_interval(tested)
+        high = min(high, 100.0)  # Student's bound may lie beyond what there is
         assert f"{mean:.2f} ({low:.2f}–{high:.2f}), worst {min(tested):.2f}" in readme
         reaches = RECIPES[group[0]["recipe"]].reaches
         if group[0]["per_class"] in (None, 10, 50):

@@ -215,8 +215,8 @@ RECIPES: dict[str, Recipe] = {
     "pool": Recipe(
         summary="many images, few labels: SimCLR on all, labels that spread, a classifier of both",
         command="handful train DIR --per-class 10 --unlabelled --recipe pool",
-        cost="5 min on two CPU cores without AVX-512, and once for all draws of MNIST's 60,000 "
-        "images 22 to 41 min for the pretext task",
+        cost="7 to 12 min on two CPU cores without AVX-512, and once for all draws of MNIST's "
+        "60,000 images 22 to 41 min for the pretext task",
         reaches="97.38 % of MNIST's test images from 1 label a class, 99.27 % from 10 and "
         "99.34 % from 50 (worst 99.28), means of draws 100-102",
         config=POOL,
