@@ -259,9 +259,9 @@ through the encoder, on a schedule of its own; *gain* is the paired difference t
 contrast to leave out (`best`, `ensemble`).
 *Time* is the median of whole commands, process start to report written, on two CPU cores. Commit
 28b4ac1 ran on a machine with AVX-512, the others on one without, two to three times as slow; beside
-some runs of `best` at 50 labels and all of `ensemble` and `pool` other work went on. Alone `best` took 51 to
-57 s there. That of `pool` is without its pretext task, which all its runs take from one of 41
-minutes (22 alone).
+some runs of `best` at 50 labels and all of `ensemble` and `pool` other work went on. Alone `best`
+took 51 to 57 s there. That of `pool` is without its pretext task, which all its runs take from one
+of 41 minutes (22 alone).
 
 | recipe | labels | test | worst | single view | validation | control | gain | time | commit |
 |---|---|---|---|---|---|---|---|---|---|
