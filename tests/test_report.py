@@ -487,7 +487,7 @@ def test_it_says_which_views_and_why(tmp_path: Path) -> None:
     told = {"letters": 0.5234, "natural": 0.4}
     run = write_run(tmp_path / "run", presets_tried=told)
     text = Page(report.build(run)).text
-    assert "spoke for (cross-entropy: letters 0.523, natural 0.4)" in text
+    assert "spoke for (cross-entropy: letters 0.523, natural 0.400)" in text
     run = write_run(tmp_path / "other", presets_tried={})
     assert "spoke for" not in Page(report.build(run)).text
 
