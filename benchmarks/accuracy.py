@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import groupby
 from pathlib import Path
 
@@ -44,6 +44,17 @@ def commit_of_recipes() -> str | None:
     """The last commit that touched the package; None where it has changed since."""
     found = bench.commit()
     return None if found == bench.UNCOMMITTED else found
+
+
+def commit_for(draws: Collection[int], dev: bool) -> str | None:
+    """The commit that rows of these draws name; ends where there must be none."""
+    allowed = TUNED_ON if dev else REPORTED_ON
+    if not set(draws) <= set(allowed):
+        sys.exit(f"draws {allowed[0]}-{allowed[-1]} are for this")
+    commit = commit_of_recipes()
+    if commit is None and not dev:
+        sys.exit("commit src first: a row names the commit that made it")
+    return commit
 
 
 def run(options: argparse.Namespace) -> None:

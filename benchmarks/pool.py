@@ -14,7 +14,6 @@ row a draw to benchmarks/pool.jsonl, `table` writes docs/pool.md.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -25,8 +24,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from benchmarks.accuracy import REPORTED_ON, TUNED_ON, commit_of_recipes, mean_of, newest, whole
 from benchmarks.accuracy import ROWS as RUNS
+from benchmarks.accuracy import commit_for, mean_of, newest, whole
 from handful import bench, datasets, devices, metrics, networks, propagation, stages
 from handful.bench import Row, read
 from handful.config import RunConfig
@@ -169,12 +168,7 @@ def foreign(options: argparse.Namespace, per_class: int, draw: int) -> Row:
 
 
 def run(options: argparse.Namespace) -> None:
-    allowed = TUNED_ON if options.dev else REPORTED_ON
-    if not set(options.draws) <= set(allowed):
-        sys.exit(f"draws {allowed[0]}-{allowed[-1]} are for this")
-    commit = commit_of_recipes()
-    if commit is None and not options.dev:
-        sys.exit("commit src first: a row names the commit that made it")
+    commit = commit_for(options.draws, options.dev)
     measure = {"chain": chain, "foreign": foreign}[options.command]
     propagation._graph = cache(propagation._graph)  # of the same h for every draw
     for draw in options.draws:

@@ -26,7 +26,7 @@ from numpy.random import Generator
 from PIL import Image, ImageEnhance
 
 from benchmarks import letters
-from benchmarks.accuracy import REPORTED_ON, TUNED_ON, commit_of_recipes, mean_of, whole
+from benchmarks.accuracy import commit_for, mean_of, whole
 from handful import bench
 from handful.bench import Row, read
 from handful.recipes import PRESETS
@@ -142,12 +142,7 @@ def write(folder: Path, kind: str, draw: int) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    allowed = TUNED_ON if options.dev else REPORTED_ON
-    if not set(options.draws) <= set(allowed):
-        sys.exit(f"draws {allowed[0]}-{allowed[-1]} are for this")
-    commit = commit_of_recipes()
-    if commit is None and not options.dev:
-        sys.exit("commit src first: a row names the commit that made it")
+    commit = commit_for(options.draws, options.dev)
     for draw in options.draws:
         for kind in options.kinds:
             with tempfile.TemporaryDirectory() as folder:

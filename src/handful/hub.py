@@ -31,10 +31,6 @@ BEGIN = {
 """What files of a kind begin with; others are called .png."""
 
 
-_OWN = Path(__file__).read_bytes()
-"""What is unpacked depends on who does it."""
-
-
 class Unpacked(NamedTuple):
     """The table of pictures in the cache, and lines for people on what is not among them."""
 
@@ -62,14 +58,15 @@ def unpacked(source: str | Path) -> Unpacked:
     Raises ValueError with one line naming the source for whatever is amiss.
     """
     try:
+        own = Path(__file__).read_bytes()  # what is unpacked depends on who does it
         if isinstance(source, Path):
-            place = storage.place("hub", [_OWN, *_contents(_files(source))])
+            place = storage.place("hub", [own, *_contents(_files(source))])
             if not storage.is_whole(place):
                 _write(_local(source), place, source)
         else:
             splits = _fetched(source)
             stored = (Path(file["filename"]) for one in splits.values() for file in one.cache_files)
-            parts = [_OWN, *_contents(stored), " ".join(splits).encode()]
+            parts = [own, *_contents(stored), " ".join(splits).encode()]
             place = storage.place("hub", parts)
             if not storage.is_whole(place):
                 _write(splits, place, None)
@@ -142,7 +139,10 @@ def _fetched(source: str) -> Mapping[str, Any]:
     asked = NAME.fullmatch(source.removeprefix(HUB))
     if not asked:
         raise ValueError("a name is OWNER/NAME, and with it if wanted :CONFIG and @REVISION")
-    return _named(datasets.load_dataset(asked["name"], asked["config"], revision=asked["revision"]))
+    name, config, revision = asked["name"], asked["config"], asked["revision"]
+    # from files: their content names the folder in the cache
+    loaded = datasets.load_dataset(name, config, revision=revision, keep_in_memory=False)
+    return _named(loaded)
 
 
 def _named(loaded: Any) -> Mapping[str, Any]:
