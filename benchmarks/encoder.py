@@ -16,7 +16,7 @@ from handful.datasets import Dataset
 from handful.finetune import finetune
 from handful.images import ImageSet
 from handful.metrics import mean_interval
-from handful.networks import Encoder, channels_last, classifier_head, classify, multiply_adds
+from handful.networks import ConvNet, channels_last, classifier_head, classify, multiply_adds
 from handful.partition import partition
 from handful.recipes import MILD_DIGITS, RECIPES
 
@@ -25,7 +25,7 @@ TRIAL = 10
 """Steps that are timed to tell how many fit into the budget."""
 
 
-class SixConvolutions(Encoder):
+class SixConvolutions(ConvNet):
     """The first encoder: stages of two 3 × 3 convolutions, halved by max-pooling in between."""
 
     def __init__(self, channels: int, size: int, config: NetworkConfig) -> None:
@@ -43,10 +43,10 @@ class SixConvolutions(Encoder):
             parameter.data = channels_last(parameter.data)
 
 
-ENCODERS: dict[str, type[Encoder]] = {"ours": Encoder, "six": SixConvolutions}
+ENCODERS: dict[str, type[ConvNet]] = {"ours": ConvNet, "six": SixConvolutions}
 
 
-def built(kind: type[Encoder], images: ImageSet, seed: int) -> tuple[Encoder, nn.Linear]:
+def built(kind: type[ConvNet], images: ImageSet, seed: int) -> tuple[ConvNet, nn.Linear]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = kind(images.channels, images.size[0], RECIPES["demo"].config.network)
@@ -54,14 +54,14 @@ def built(kind: type[Encoder], images: ImageSet, seed: int) -> tuple[Encoder, nn
         return encoder, classifier_head(encoder.dim, len(images.class_names))
 
 
-def train(encoder: Encoder, head: nn.Linear, images: ImageSet, steps: int, draw: int = 0) -> None:
+def train(encoder: ConvNet, head: nn.Linear, images: ImageSet, steps: int, draw: int = 0) -> None:
     config = DownstreamConfig(steps=steps, batch_size=125, views=MILD_DIGITS)
     generator = devices.generator(draw, "encoder")
     finetune(encoder, head, images, config, generator=generator, stage="", on_row=lambda row: None)
 
 
 def seconds_per_step(images: ImageSet, rounds: int) -> dict[str, float]:
-    def trial(kind: type[Encoder]) -> Call:
+    def trial(kind: type[ConvNet]) -> Call:
         encoder, head = built(kind, images, 0)
         return lambda: train(encoder, head, images, TRIAL)
 
@@ -69,7 +69,7 @@ def seconds_per_step(images: ImageSet, rounds: int) -> dict[str, float]:
     return {name: median(times, name) / TRIAL for name in ENCODERS}
 
 
-def accuracy(kind: type[Encoder], data: DataConfig, dataset: Dataset, steps: int) -> float:
+def accuracy(kind: type[ConvNet], data: DataConfig, dataset: Dataset, steps: int) -> float:
     """Of the development images, after so many steps on a draw."""
     draw = data.draw or 0
     parts = partition(RunConfig(data=data, downstream=RECIPES["demo"].config.downstream), dataset)

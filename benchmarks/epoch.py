@@ -17,7 +17,7 @@ from benchmarks.views import pictures
 from handful import datasets
 from handful.config import DataConfig, NetworkConfig, PretextConfig
 from handful.images import ImageSet
-from handful.networks import Encoder, ProjectionHead
+from handful.networks import ConvNet, ProjectionHead
 from handful.pretrain import pretrain
 from handful.recipes import RECIPES
 from handful.splits import batches_per_epoch
@@ -47,10 +47,10 @@ def our_epoch(images: ImageSet, network: NetworkConfig, config: PretextConfig) -
     )
 
 
-def networks(images: ImageSet, network: NetworkConfig) -> tuple[Encoder, ProjectionHead]:
+def networks(images: ImageSet, network: NetworkConfig) -> tuple[ConvNet, ProjectionHead]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        encoder = Encoder(images.channels, images.size[0], network)
+        encoder = ConvNet(images.channels, images.size[0], network)
         return encoder, ProjectionHead(encoder.dim, network)
 
 

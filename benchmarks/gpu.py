@@ -24,7 +24,7 @@ from benchmarks.measure import Call, Row, alternate, duel, median
 from handful import datasets, devices, experiment
 from handful.config import DataConfig
 from handful.losses import nt_xent
-from handful.networks import Encoder, ProjectionHead, multiply_adds
+from handful.networks import ConvNet, ProjectionHead, multiply_adds
 from handful.optim import descend, optimizer
 from handful.pretrain import pretrain
 from handful.recipes import RECIPES, RICH_GENERAL
@@ -54,7 +54,7 @@ def digits(device: torch.device, batch: int) -> Row:
     images = datasets.load(DataConfig(source="mnist50")).train
     images = images.select(torch.arange(batch) % len(images))
     config = recipe.pretext.model_copy(update={"steps": STEPS, "batch_size": batch})
-    encoder = Encoder(1, 28, recipe.network).to(device)
+    encoder = ConvNet(1, 28, recipe.network).to(device)
     head = ProjectionHead(encoder.dim, recipe.network).to(device)
     encoder.normalise_to(images.images)
     dtype = devices.precision("auto", device)

@@ -20,7 +20,7 @@ import handful
 from handful import cli, recipes, runs
 from handful.config import RunConfig, parse
 from handful.idx import write_idx
-from handful.networks import Encoder, classifier_head
+from handful.networks import ConvNet, classifier_head
 from handful.pictures import Preparation
 from handful.predictor import Predictor
 from handful.recipes import RECIPES, compose, recipe_for
@@ -134,7 +134,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = RunConfig().network.model_copy(update={"width": 4})
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        encoder = Encoder(1, 28, network)
+        encoder = ConvNet(1, 28, network)
         head = classifier_head(encoder.dim, 4)
     names = ("zero", "one", "two, too", "three")
     Predictor(encoder, head, names, Preparation("digits", 28, 1), network).save(folder / "model")

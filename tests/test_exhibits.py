@@ -18,7 +18,7 @@ from handful.exhibits import (
     tsne,
 )
 from handful.images import ImageSet
-from handful.networks import Encoder, ProjectionHead, represent
+from handful.networks import ConvNet, ProjectionHead, represent
 from handful.recipes import RICH_DIGITS
 
 NAMES = tuple("0123456789")
@@ -67,7 +67,7 @@ def test_the_gallery_leaves_out_classes_without_images_and_ends_somewhere() -> N
 def test_the_pipeline_is_what_the_networks_make_of_two_views(few: ImageSet) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        encoder = Encoder(1, 28, NetworkConfig(width=8, head_hidden=16, head_dim=4))
+        encoder = ConvNet(1, 28, NetworkConfig(width=8, head_hidden=16, head_dim=4))
         head = ProjectionHead(encoder.dim, NetworkConfig(width=8, head_hidden=16, head_dim=4))
     shown = pipeline(encoder, head, few.images[3], RICH_DIGITS, generator())
     assert np.array_equal(shown["pipeline_image"], few.images[3].numpy())

@@ -35,7 +35,7 @@ from handful import (
 from handful.datasets import Dataset
 from handful.experiment import Run, embed, evaluate
 from handful.images import ImageSet, concatenate
-from handful.networks import Cosines, Encoder, Ensemble
+from handful.networks import ConvNet, Cosines, Ensemble
 from handful.predictor import Predictor
 from handful.recipes import RECIPES
 
@@ -404,11 +404,11 @@ class Watched:
         self.began: dict[str, Tensor] = {}
         real = stages.pretrain, stages.finetune
 
-        def pretrain(encoder: Encoder, head: Any, images: Any, *rest: Any, **options: Any) -> int:
+        def pretrain(encoder: ConvNet, head: Any, images: Any, *rest: Any, **options: Any) -> int:
             self._note("pretext", encoder, images)
             return real[0](encoder, head, images, *rest, **options)
 
-        def finetune(encoder: Encoder, classifier: Any, images: Any, *rest: Any, **kw: Any) -> Any:
+        def finetune(encoder: ConvNet, classifier: Any, images: Any, *rest: Any, **kw: Any) -> Any:
             self._note(kw["stage"], encoder, images)
             return real[1](encoder, classifier, images, *rest, **kw)
 
@@ -417,7 +417,7 @@ class Watched:
             stack.enter_context(mock.patch.object(stages, "finetune", finetune))
             self.run = bare(source, out, **settings)
 
-    def _note(self, stage: str, encoder: Encoder, images: Any) -> None:
+    def _note(self, stage: str, encoder: ConvNet, images: Any) -> None:
         self.images[stage] = {image.numpy().tobytes() for image in images.images}
         self.labelled[stage] = {image.numpy().tobytes() for image in images.labelled().images}
         self.began[stage] = torch.cat([p.detach().flatten() for p in encoder.parameters()]).clone()

@@ -20,7 +20,7 @@ from handful import checkpoints, cli, export, screen
 from handful.config import SURE, NetworkConfig
 from handful.export import KEY, Exported
 from handful.images import to_float
-from handful.networks import Encoder, Ensemble, classifier_head, joined
+from handful.networks import ConvNet, Ensemble, classifier_head, joined
 from handful.pictures import Preparation
 from handful.predictor import Predictor
 
@@ -44,7 +44,7 @@ def made(
     network = NETWORK.model_copy(update={"columns": columns})
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        encoders = [Encoder(channels, size, network, number=i) for i in range(members)]
+        encoders = [ConvNet(channels, size, network, number=i) for i in range(members)]
         heads = [classifier_head(one.dim, len(NAMES)) for one in encoders]
     encoder, head = joined(encoders, heads)
     model = Predictor(encoder, head, NAMES, preparation, network, 1.0, views)
@@ -332,7 +332,7 @@ def test_what_the_check_looks_at(exported: Callable[[str], tuple[Predictor, Path
         shifted.head.weight.mul_(0.5)
     assert isinstance(shifted.encoder, Ensemble)
     for member in shifted.encoder.members:
-        assert isinstance(member, Encoder)
+        assert isinstance(member, ConvNet)
         member.layers[-1].register_forward_hook(lambda _module, _x, maps: 2 * maps)
     with pytest.raises(ValueError, match=r"its h by 0\..*and 0 classes are others"):
         export._checked(shifted, file, file)

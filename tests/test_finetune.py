@@ -16,7 +16,7 @@ from handful.finetune import Length, finetune
 from handful.images import ImageSet
 from handful.losses import sup_con
 from handful.metrics import fit_temperature
-from handful.networks import Encoder, ProjectionHead, classifier_head, classify, represent
+from handful.networks import ConvNet, ProjectionHead, classifier_head, classify, represent
 from handful.optim import warmup_cosine
 from handful.splits import endless_batches
 from handful.views import two_views
@@ -33,7 +33,7 @@ class Trained:
     ) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            self.encoder = Encoder(1, 28, NetworkConfig(width=8))
+            self.encoder = ConvNet(1, 28, NetworkConfig(width=8))
             self.classifier = classifier_head(self.encoder.dim, 10)
             self.head = ProjectionHead(self.encoder.dim, NetworkConfig(head_hidden=16, head_dim=8))
         self.encoder.normalise_to(images.images)
@@ -125,14 +125,14 @@ def test_a_frozen_encoder_is_the_same_to_the_last_bit(few: ImageSet, ema: float)
 def test_a_frozen_encoder_costs_no_backward_pass_and_is_in_eval_mode(few: ImageSet) -> None:
     modes, gradients = set(), set()
 
-    def forward(encoder: Encoder, x: Tensor) -> Tensor:
+    def forward(encoder: ConvNet, x: Tensor) -> Tensor:
         h = real(encoder, x)
         modes.update(m.training for m in encoder.modules() if isinstance(m, nn.BatchNorm2d))
         gradients.add(h.requires_grad)
         return h
 
-    real = Encoder.forward
-    with mock.patch.object(Encoder, "forward", forward):
+    real = ConvNet.forward
+    with mock.patch.object(ConvNet, "forward", forward):
         Trained(few, changed(train_encoder=False), validation=few)
     assert modes == {False}
     assert gradients == {False}
@@ -232,7 +232,7 @@ def test_early_stopping_watches_cross_entropy_not_accuracy(few: ImageSet) -> Non
     fading = iter([4.0, 5.0, 1.4, 1.2, 1.1, 1.05])
     runner_up = torch.rand(40, 10, generator=torch.Generator().manual_seed(0))
 
-    def answers(encoder: Encoder, classifier: nn.Linear, images: Tensor) -> Tensor:
+    def answers(encoder: ConvNet, classifier: nn.Linear, images: Tensor) -> Tensor:
         return F.one_hot(few.labels, 10).float() * next(fading) + runner_up
 
     with mock.patch.object(module, "classify", answers):
@@ -246,7 +246,7 @@ def test_of_lengths_that_validation_cannot_tell_the_longest_is_kept(few: ImageSe
     """Of 40 images 8 are wrong, then 2, 2, 3 and 9: it is the 9 alone that are clearly more."""
     wrong = iter([(0, 1, 2, 3, 4, 5, 6, 7), (0, 1), (2, 3), (1, 4, 5), tuple(range(9))])
 
-    def answers(encoder: Encoder, classifier: nn.Linear, images: Tensor) -> Tensor:
+    def answers(encoder: ConvNet, classifier: nn.Linear, images: Tensor) -> Tensor:
         labels = few.labels.clone()
         missed = list(next(wrong))
         labels[missed] = (labels[missed] + 1) % 10
@@ -263,7 +263,7 @@ def test_how_sure_a_network_is_chooses_no_length(few: ImageSet) -> None:
     sure = iter([4.0, 8.0, 2.0, 1.0, 0.5, 0.25])
     known = torch.randn(40, 10, generator=torch.Generator().manual_seed(0))
 
-    def answers(encoder: Encoder, classifier: nn.Linear, images: Tensor) -> Tensor:
+    def answers(encoder: ConvNet, classifier: nn.Linear, images: Tensor) -> Tensor:
         return (F.one_hot(few.labels, 10).float() * 2 + known) * next(sure)
 
     with mock.patch.object(module, "classify", answers):

@@ -11,8 +11,8 @@ from handful.geometry import affine, warp
 from handful.images import ImageSet, to_float
 from handful.networks import (
     INFERENCE_BATCH,
+    ConvNet,
     Cosines,
-    Encoder,
     ProjectionHead,
     classifier_head,
     classify,
@@ -34,11 +34,11 @@ def noise(n: int, channels: int = 1, size: int = 28) -> Tensor:
     return torch.randint(256, shape, generator=generator, dtype=torch.uint8)
 
 
-def trained(channels: int = 1, size: int = 28, config: NetworkConfig = SMALL) -> Encoder:
+def trained(channels: int = 1, size: int = 28, config: NetworkConfig = SMALL) -> ConvNet:
     """An encoder whose running statistics have met images."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        encoder = Encoder(channels, size, config)
+        encoder = ConvNet(channels, size, config)
     images = noise(32, channels, size)
     encoder.normalise_to(images)
     with torch.no_grad():
@@ -50,7 +50,7 @@ def trained(channels: int = 1, size: int = 28, config: NetworkConfig = SMALL) ->
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [8, 9, 28, 32, 41, 64, 127])
 def test_any_small_image_becomes_a_representation(channels: int, size: int) -> None:
-    encoder = Encoder(channels, size, NetworkConfig(width=4))
+    encoder = ConvNet(channels, size, NetworkConfig(width=4))
     h = encoder(to_float(noise(3, channels, size)))
     assert h.shape == (3, encoder.dim)
     assert h.dtype == torch.float32
@@ -59,20 +59,20 @@ def test_any_small_image_becomes_a_representation(channels: int, size: int) -> N
 
 @pytest.mark.parametrize(("stages", "dim"), [(1, 8), (2, 32), (3, 64), (None, 64)])
 def test_every_stage_has_more_channels(stages: int | None, dim: int) -> None:
-    assert Encoder(1, 28, NetworkConfig(width=8, stages=stages)).dim == dim
+    assert ConvNet(1, 28, NetworkConfig(width=8, stages=stages)).dim == dim
 
 
 @pytest.mark.parametrize(
     ("size", "dim"), [(5, 8), (7, 8), (10, 8), (11, 32), (14, 32), (22, 64), (24, 64), (28, 64)]
 )
 def test_the_border_that_is_left_out_costs_no_stage(size: int, dim: int) -> None:
-    assert Encoder(1, size, NetworkConfig(width=8)).dim == dim
+    assert ConvNet(1, size, NetworkConfig(width=8)).dim == dim
 
 
 @pytest.mark.parametrize("size", [1, 4])
 def test_images_smaller_than_the_first_convolution_are_refused(size: int) -> None:
     with pytest.raises(ValueError, match=f"images of {size} pixels a side .* at least 5"):
-        Encoder(1, size, NetworkConfig(width=8))
+        ConvNet(1, size, NetworkConfig(width=8))
 
 
 @pytest.mark.parametrize(("size", "stages"), [(8, 1), (10, 1), (14, 2), (28, 3), (40, 3), (80, 4)])
@@ -94,7 +94,7 @@ def test_images_are_normalised_once() -> None:
 def test_the_encoder_takes_mean_and_spread_of_each_channel() -> None:
     images = noise(50, 3)
     images[:, 1] //= 4
-    encoder = Encoder(3, 28, SMALL)
+    encoder = ConvNet(3, 28, SMALL)
     encoder.normalise_to(images)
     x = images.double().transpose(0, 1).flatten(1) / 255
     torch.testing.assert_close(encoder.mean.flatten().double(), x.mean(1), rtol=1e-4, atol=1e-5)
@@ -107,13 +107,13 @@ def test_the_encoder_takes_mean_and_spread_of_each_channel() -> None:
 
 
 def test_images_of_one_colour_do_not_divide_by_zero() -> None:
-    encoder = Encoder(1, 28, SMALL)
+    encoder = ConvNet(1, 28, SMALL)
     encoder.normalise_to(torch.full((4, 1, 28, 28), 7, dtype=torch.uint8))
     assert torch.isfinite(represent(encoder, noise(2))).all()
 
 
 def test_mean_and_spread_travel_with_the_weights() -> None:
-    encoder, other = trained(), Encoder(1, 28, SMALL)
+    encoder, other = trained(), ConvNet(1, 28, SMALL)
     other.load_state_dict(encoder.state_dict())
     assert torch.equal(represent(encoder, noise(3)), represent(other, noise(3)))
 
@@ -136,7 +136,7 @@ def test_no_image_is_dropped_from_a_ragged_last_batch() -> None:
 
 
 def test_an_ensemble_gives_the_mean_of_its_members_logits() -> None:
-    encoders = [trained(), Encoder(1, 28, SMALL), Encoder(1, 28, SMALL)]
+    encoders = [trained(), ConvNet(1, 28, SMALL), ConvNet(1, 28, SMALL)]
     heads = [classifier_head(encoder.dim, 4) for encoder in encoders]
     images = noise(5)
     each = torch.stack(
@@ -164,20 +164,20 @@ def test_cosines_are_those_of_the_dct_at_every_place() -> None:
 @pytest.mark.parametrize("size", [28, 64])
 def test_a_harmonic_encoder_begins_with_cosines_of_one_strength(size: int) -> None:
     config = NetworkConfig(width=4, columns=("harmonic",))
-    encoder = Encoder(1, size, config)
+    encoder = ConvNet(1, size, config)
     first = next(layer for layer in encoder.layers if isinstance(layer[0], Cosines))
     x = torch.rand(16, 4 if size == 64 else 1, 28, 28)
     mixed = torch.stack([strength.std() for strength in first[:2](x).unbind(1)])
     torch.testing.assert_close(mixed, torch.ones_like(mixed), rtol=0, atol=0.01)
     assert multiply_adds(encoder, size, size) > multiply_adds(
-        Encoder(1, size, NetworkConfig(width=4)), size, size
+        ConvNet(1, size, NetworkConfig(width=4)), size, size
     )
     assert not list(first[0].parameters())
 
 
 def test_members_take_columns_in_turn() -> None:
     config = NetworkConfig(width=4, columns=("plain", "upright", "upright_harmonic"))
-    members = [Encoder(1, 28, config, number=number) for number in range(4)]
+    members = [ConvNet(1, 28, config, number=number) for number in range(4)]
     assert [one.upright for one in members] == [False, True, True, False]
     harmonic = [isinstance(one.layers[0][0], Cosines) for one in members]
     assert harmonic == [False, False, True, False]
@@ -191,7 +191,7 @@ def test_an_upright_column_sees_no_slant(bundled: Dataset) -> None:
         digits, affine(none, torch.zeros(len(digits), 2), none + 0.3), torch.zeros(len(digits), 2)
     )
     plain = trained()
-    upright = Encoder(1, 28, NetworkConfig(width=8, columns=("upright",)))
+    upright = ConvNet(1, 28, NetworkConfig(width=8, columns=("upright",)))
     upright.load_state_dict(plain.state_dict())
     changes = []
     for encoder in (plain.eval(), upright.eval()):
@@ -250,7 +250,7 @@ def test_the_projection_head_has_simclrs_layers(layers: int) -> None:
 
 
 def test_parameters_and_multiply_adds_by_hand() -> None:
-    encoder = Encoder(1, 28, NetworkConfig(width=8, stages=2))
+    encoder = ConvNet(1, 28, NetworkConfig(width=8, stages=2))
     convolutions = [(25, 1, 8, 24), (9, 8, 32, 12), (9, 32, 32, 12)]
     assert multiply_adds(encoder, 28, 28) == sum(k * i * o * s * s for k, i, o, s in convolutions)
     assert parameters(encoder) == sum(k * i * o + 2 * o for k, i, o, _ in convolutions)
@@ -258,7 +258,7 @@ def test_parameters_and_multiply_adds_by_hand() -> None:
 
 
 def test_strides_make_large_images_affordable() -> None:
-    small, large = (Encoder(3, size, SMALL) for size in (32, 128))
+    small, large = (ConvNet(3, size, SMALL) for size in (32, 128))
     assert multiply_adds(large, 128, 128) < 6 * multiply_adds(small, 32, 32)
 
 
@@ -276,6 +276,6 @@ def test_timing_a_step_leaves_everything_as_it_was(n: int) -> None:
 
 
 def test_more_stages_than_an_image_has_halvings_are_refused() -> None:
-    Encoder(1, 28, NetworkConfig(width=4, stages=5))(noise(2))
+    ConvNet(1, 28, NetworkConfig(width=4, stages=5))(noise(2))
     with pytest.raises(ValueError, match=r"network\.stages = 6 .* 28 pixels away: at most 5"):
-        Encoder(1, 28, NetworkConfig(width=4, stages=6))
+        ConvNet(1, 28, NetworkConfig(width=4, stages=6))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from handful.config import NetworkConfig
-from handful.networks import Encoder
+from handful.networks import ConvNet
 from handful.optim import LARS, average, optimizer, set_rate, warmup_cosine, within_memory
 
 
@@ -81,7 +81,7 @@ def test_lars_leaves_alone_what_has_no_gradient() -> None:
 
 @pytest.mark.parametrize("kind", ["adamw", "lars"])
 def test_biases_and_norms_are_neither_decayed_nor_adapted(kind: Literal["adamw", "lars"]) -> None:
-    encoder = Encoder(1, 28, NetworkConfig(width=4))
+    encoder = ConvNet(1, 28, NetworkConfig(width=4))
     network = nn.ModuleList([encoder, nn.Linear(encoder.dim, 3)])
     chosen = optimizer([(network, 0.1)], kind, weight_decay=0.3)
     treated = {parameter: group for group in chosen.param_groups for parameter in group["params"]}

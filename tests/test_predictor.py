@@ -17,7 +17,7 @@ from handful import checkpoints, pictures, predictor
 from handful.confidence import Evidence
 from handful.config import NetworkConfig
 from handful.images import ImageSet
-from handful.networks import INFERENCE_BATCH, Encoder, classifier_head, joined
+from handful.networks import INFERENCE_BATCH, ConvNet, classifier_head, joined
 from handful.pictures import Preparation
 from handful.predictor import Predictor
 
@@ -36,7 +36,7 @@ def made(
     """An untrained predictor whose batch norms have seen something, as after training."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        encoder = Encoder(channels, size, network, number=number)
+        encoder = ConvNet(channels, size, network, number=number)
         head = classifier_head(encoder.dim, len(NAMES))
         encoder.normalise_to(pixels(16, channels, size))
         encoder.train()
@@ -114,7 +114,7 @@ def test_a_gpu_computes_while_its_turn_lasts(tmp_path: Path) -> None:
     Image.fromarray(pixels(1)[0, 0].numpy()).save(path)
     held: list[bool] = []
     turns = threading.Lock()
-    assert isinstance(model.encoder, Encoder)
+    assert isinstance(model.encoder, ConvNet)
     model.encoder.layers[0].register_forward_hook(lambda *_: held.append(turns.locked()))
     assert len(model._answers([path, path], turns)) == 2
     assert held
@@ -171,7 +171,7 @@ def test_no_forward_pass_is_larger_than_the_bound(
     views: int,
 ) -> None:
     model, seen = made(size=8, views=views), []
-    assert isinstance(model.encoder, Encoder)
+    assert isinstance(model.encoder, ConvNet)
     model.encoder.layers[0].register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
     n = INFERENCE_BATCH + 5
     assert model.logits(pixels(n, size=8)).shape == (n, 3)

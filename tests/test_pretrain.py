@@ -12,7 +12,7 @@ from handful import pretrain as module
 from handful.config import NetworkConfig, PretextConfig
 from handful.images import ImageSet
 from handful.losses import nt_xent, sup_con
-from handful.networks import Encoder, ProjectionHead
+from handful.networks import ConvNet, ProjectionHead
 from handful.optim import warmup_cosine
 from handful.pretrain import pretrain
 from handful.recipes import RICH_DIGITS
@@ -22,10 +22,10 @@ NETWORK = NetworkConfig(width=8, head_hidden=32, head_dim=16)
 SHORT = PretextConfig(steps=4, batch_size=64)
 
 
-def networks(config: NetworkConfig = NETWORK) -> tuple[Encoder, ProjectionHead]:
+def networks(config: NetworkConfig = NETWORK) -> tuple[ConvNet, ProjectionHead]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        encoder = Encoder(1, 28, config)
+        encoder = ConvNet(1, 28, config)
         return encoder, ProjectionHead(encoder.dim, config)
 
 
@@ -122,7 +122,7 @@ def test_rows_of_views_and_sources_stay_together(few: ImageSet) -> None:
     images = replace(few, images=flat, sources=brightness.long())
     seen: dict[str, Tensor] = {}
 
-    def forward(encoder: Encoder, x: Tensor) -> Tensor:
+    def forward(encoder: ConvNet, x: Tensor) -> Tensor:
         seen["brightness"] = (x.amax((1, 2, 3)) * 255).round().long()
         return real(encoder, x)
 
@@ -130,9 +130,9 @@ def test_rows_of_views_and_sources_stay_together(few: ImageSet) -> None:
         seen["sources"] = sources
         return nt_xent(z_a, z_b, temperature, sources)
 
-    real = Encoder.forward
+    real = ConvNet.forward
     with (
-        mock.patch.object(Encoder, "forward", forward),
+        mock.patch.object(ConvNet, "forward", forward),
         mock.patch.object(module, "nt_xent", spy),
     ):
         Trained(images, changed(steps=1))
@@ -318,15 +318,15 @@ def test_half_precision_learns_about_the_same(few: ImageSet) -> None:
 
 
 def test_out_of_memory_names_the_batch_that_fits(few: ImageSet) -> None:
-    real = Encoder.forward
+    real = ConvNet.forward
 
-    def forward(encoder: Encoder, x: Tensor) -> Tensor:
+    def forward(encoder: ConvNet, x: Tensor) -> Tensor:
         if len(x) > 24:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return real(encoder, x)
 
     with (
-        mock.patch.object(Encoder, "forward", forward),
+        mock.patch.object(ConvNet, "forward", forward),
         pytest.raises(ValueError, match=r"pretext\.batch_size = 40: 10 fits: --set pretext"),
     ):
         Trained(few, changed(batch_size=40))

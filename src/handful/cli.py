@@ -126,6 +126,23 @@ def train(
             rich_help_panel="Data",
         ),
     ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="timm:NAME",
+            help="Train one of timm's architectures, such as timm:resnet18, in place of handful's "
+            "own small network.",
+            rich_help_panel="Encoder",
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.safetensors",
+            help="Weights of that architecture to begin with.",
+            rich_help_panel="Encoder",
+        ),
+    ] = None,
     strict: Annotated[
         bool,
         typer.Option(
@@ -186,6 +203,8 @@ def train(
         "data.pool": pool,
         "data.strict": strict or None,
         "data.dev": dev or None,
+        "network.encoder": encoder,
+        "network.weights": weights and str(weights),
         "control": control,
         "seed": seed,
         "device": device,

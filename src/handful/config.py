@@ -29,6 +29,8 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+TIMM = "timm:"
+"""What the name of an encoder of the library timm begins with."""
 HUB = "hub:"
 """What the name of a Hugging Face data set begins with, as a source."""
 
@@ -127,6 +129,11 @@ class ViewsConfig(Frozen):
 class NetworkConfig(Frozen):
     """Encoder f and projection head g."""
 
+    encoder: str = "convnet"
+    """`convnet`, handful's own, which the next settings describe; or `timm:NAME`, an architecture
+    of the library timm, from small ones such as resnet18 on."""
+    weights: str | None = None
+    """A .safetensors file of weights for that architecture, to begin with; None draws them."""
     width: Annotated[int, Field(ge=4, le=512)] = 16
     """Channels at full size; four times as many at half of it, then twice as many each time."""
     columns: Annotated[tuple[Column, ...], Field(min_length=1)] = ("plain",)
@@ -248,6 +255,7 @@ class RunConfig(Frozen):
                 f"network.columns has {len(self.network.columns)} columns for members = "
                 f"{self.members}: leave some out, or raise members"
             )
+        self._check_encoder()
         if self.members > 1 and self.data.validation:
             raise ValueError(
                 f"members = {self.members} needs data.validation = 0 and a fixed length: "
@@ -269,6 +277,24 @@ class RunConfig(Frozen):
         if self.data.validation == 0 and self.downstream.steps is None:
             raise ValueError("downstream.steps must be set where data.validation is 0")
         return self
+
+    def _check_encoder(self) -> None:
+        network = self.network
+        if network.encoder != "convnet" and not network.encoder.startswith(TIMM):
+            raise ValueError(
+                f"network.encoder = {network.encoder}: expected convnet, or {TIMM} and the name of "
+                f"one of timm's models, such as {TIMM}resnet18"
+            )
+        if network.encoder == "convnet" and network.weights is not None:
+            raise ValueError(
+                f"network.weights = {network.weights} needs an encoder that they fit: set "
+                f"network.encoder, for example {TIMM}resnet18"
+            )
+        if network.encoder != "convnet" and any("harmonic" in c for c in network.columns):
+            raise ValueError(
+                f"network.encoder = {network.encoder} has first filters of its own: leave harmonic "
+                "ones out of network.columns"
+            )
 
     def _check_pseudo_labels(self) -> None:
         if self.data.validation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from itertools import islice
@@ -90,8 +91,55 @@ ENOUGH_IMAGES, ENOUGH_PIXELS = 10_000, 2**27
 """Mean and spread of so many are those of all, and of fewer where they are large."""
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module, ABC):
     """f: float images (N, C, H, W) in 0-1 to representations h (N, dim).
+
+    Normalisation lives here and nowhere else: `mean` and `std`, one number per channel, travel with
+    the weights. So does what else is done to an image first: `upright` ones are centred and lose
+    their slant.
+    """
+
+    mean: Tensor
+    std: Tensor
+    dim: int
+    style_dim: int
+
+    def __init__(self, channels: int, *, upright: bool = False) -> None:
+        super().__init__()
+        self.channels, self.upright = channels, upright
+        self.register_buffer("mean", torch.zeros(channels, 1, 1))
+        self.register_buffer("std", torch.ones(channels, 1, 1))
+
+    def normalise_to(self, images: Tensor) -> None:
+        """Take mean and spread of uint8 images (N, C, H, W), channel by channel."""
+        enough = max(1, min(ENOUGH_IMAGES, ENOUGH_PIXELS // math.prod(images.shape[1:])))
+        x = to_float(images[:: -(-len(images) // enough)])
+        self.mean.copy_(x.mean((0, 2, 3)).view(-1, 1, 1))
+        self.std.copy_(x.std((0, 2, 3)).clamp(min=1e-3).view(-1, 1, 1))
+
+    @abstractmethod
+    def looked(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Representations h, and style (N, style_dim): how an image is drawn, whatever it shows."""
+
+    def normalised(self, x: Tensor) -> Tensor:
+        if self.upright:
+            with torch.autocast(
+                x.device.type, enabled=False
+            ):  # places need more than half precision
+                x = upright(x)
+        return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+
+def style_of(maps: Tensor) -> Tensor:
+    """Mean and spread over all places of maps (N, C, H, W): (N, 2 · C).
+
+    As in style transfer (Huang and Belongie 2017, section 5).
+    """
+    return torch.cat([maps.mean((2, 3)), maps.std((2, 3), correction=0)], 1)
+
+
+class ConvNet(Encoder):
+    """The encoder of handful itself, for small images.
 
     One convolution of few channels on all pixels (5 × 5, without a border around the image; of
     large ones, which strides made smaller, 3 × 3 with one), then 3 × 3 convolutions, one a stage
@@ -101,21 +149,13 @@ class Encoder(nn.Module):
     6 × 6 places where a border would leave 7 × 7;
     docs/performance.md compares that, at equal seconds, with spending them at full resolution.
 
-    Normalisation lives here and nowhere else: `mean` and `std`, one number per channel, travel with
-    the weights. So does what is done to an image before it: `number` is which of an ensemble's
-    members this one is, and `config.columns` says how that one looks at images.
+    Its style is that of the first channels. `number` is which of an ensemble's members this one is,
+    and `config.columns` says how that one looks at images.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, channels: int, size: int, config: NetworkConfig, *, number: int = 0) -> None:
-        super().__init__()
-        self.channels = channels
         column = config.columns[number % len(config.columns)]
-        self.upright = "upright" in column
-        self.register_buffer("mean", torch.zeros(channels, 1, 1))
-        self.register_buffer("std", torch.ones(channels, 1, 1))
+        super().__init__(channels, upright="upright" in column)
         layers: list[nn.Module] = []
         inputs, width, given = channels, config.width, size
         while size > LARGEST_MAP:
@@ -144,35 +184,17 @@ class Encoder(nn.Module):
         for parameter in self.parameters():
             parameter.data = channels_last(parameter.data)
 
-    def normalise_to(self, images: Tensor) -> None:
-        """Take mean and spread of uint8 images (N, C, H, W), channel by channel."""
-        enough = max(1, min(ENOUGH_IMAGES, ENOUGH_PIXELS // math.prod(images.shape[1:])))
-        x = to_float(images[:: -(-len(images) // enough)])
-        self.mean.copy_(x.mean((0, 2, 3)).view(-1, 1, 1))
-        self.std.copy_(x.std((0, 2, 3)).clamp(min=1e-3).view(-1, 1, 1))
-
     def forward(self, x: Tensor) -> Tensor:
         return self._shown(self._drawn(x))
 
     def looked(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Representations h, and style (N, 2 · width): how an image is drawn, whatever it shows.
-
-        Style is mean and spread, over all places, of each of the first channels, as it is in style
-        transfer (Huang and Belongie 2017, section 5).
-        """
         maps = self._drawn(x)
-        style = torch.cat([maps.mean((2, 3)), maps.std((2, 3), correction=0)], 1)
+        style = style_of(maps)
         return self._shown(maps), style
 
     def _drawn(self, x: Tensor) -> Tensor:
         """The maps of the first channels."""
-        if self.upright:
-            with torch.autocast(
-                x.device.type, enabled=False
-            ):  # places need more than half precision
-                x = upright(x)
-        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        maps: Tensor = self.layers[0](x)
+        maps: Tensor = self.layers[0](self.normalised(x))
         return maps
 
     def _shown(self, maps: Tensor) -> Tensor:

@@ -17,14 +17,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from handful import checkpoints, devices, pictures, views
+from handful import backbones, checkpoints, devices, pictures, views
 from handful.confidence import Abstention, Evidence, Familiar, abstention
 from handful.config import SURE, NetworkConfig
 from handful.images import ImageSet
 from handful.networks import (
     INFERENCE_BATCH,
     AnyEncoder,
-    Encoder,
     Ensemble,
     channels_last,
     classifier_head,
@@ -331,6 +330,8 @@ class Predictor:
         target = devices.choose(device)
         try:
             predictor = cls._built(tensors, meta)
+        except backbones.NotHere:
+            raise
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{place} is damaged: {type(error).__name__}: {reason}") from error
@@ -346,9 +347,10 @@ class Predictor:
         preparation = Preparation.from_dict(meta["preparation"])
         network = NetworkConfig.model_validate(meta["network"])
         names = tuple(meta["class_names"])
-        with torch.device("meta"):  # no initial weights: they would draw on global randomness
+        # no first weights: they would draw on global randomness, as those of timm do
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
             encoders = [
-                Encoder(preparation.channels, preparation.size, network, number=number)
+                backbones.encoder_of(preparation.channels, preparation.size, network, number=number)
                 for number in range(meta.get("members", 1))
             ]
             heads = [classifier_head(one.dim, len(names)) for one in encoders]

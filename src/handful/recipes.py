@@ -248,6 +248,11 @@ def recipe_for(source: str, name: str | None = None) -> RunConfig:
     return RECIPES[name].config.updated({"data.source": source})
 
 
+GENTLE = {"downstream.encoder_rate": 0.1, "pretext.learning_rate": 3e-4}
+"""Where weights are given, training shall not lose what they know before its heads know anything.
+A tenth is custom; nothing here was measured."""
+
+
 def compose(
     source: str,
     recipe: str | None,
@@ -268,7 +273,8 @@ def compose(
     base = RunConfig() if complete else recipe_for(source, recipe or (named and str(named)))
     given = dict(map(assignment, assignments))
     changes = {**laid, "data.source": source, **options, **given}
-    config = base.updated(changes)
+    gentle = GENTLE if changes.get("network.weights") is not None else {}
+    config = base.updated({**gentle, **changes})
     if options.get("control") and not config.contrasts:
         raise ValueError(
             "--control is the run without its contrast, of which pretext.steps = 0 leaves nothing: "

@@ -15,7 +15,17 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from handful import checkpoints, devices, exhibits, metrics, networks, propagation, storage
+from handful import (
+    backbones,
+    checkpoints,
+    devices,
+    exhibits,
+    metrics,
+    networks,
+    propagation,
+    storage,
+)
+from handful.backbones import Backbone
 from handful.confidence import Evidence, abstention
 from handful.config import DownstreamConfig, RunConfig
 from handful.datasets import Dataset
@@ -138,9 +148,14 @@ def _member(session: Session) -> Member:
     parts, config = session.parts, session.config.network
     images = parts.pretext if session.config.pretext.steps else parts.final
     with _seeded(session.generator("weights")):
-        encoder = Encoder(images.channels, images.size[0], config, number=session.member)
+        encoder = backbones.encoder_of(
+            images.channels, images.size[0], config, number=session.member
+        )
+        encoder.normalise_to(images.images)
+        if config.weights is not None:
+            assert isinstance(encoder, Backbone)
+            encoder.begin_with(Path(config.weights))
         head = ProjectionHead(encoder.dim, config)
-    encoder.normalise_to(images.images)
     encoder = encoder.to(session.device)
     return Member(session, deepcopy(encoder), encoder, head.to(session.device))
 
@@ -214,6 +229,7 @@ def _keep(place: Path | None, network: nn.Module, meta: dict[str, Any], session:
 
 
 MADE_BY = (
+    "backbones",
     "devices",
     "geometry",
     "images",
@@ -244,6 +260,8 @@ def place_of_pretext(member: Member) -> Path | None:
         images.fingerprints().tobytes(),
         images.sources.unique(return_inverse=True)[1].numpy().tobytes(),
     ]
+    if isinstance(encoder, Backbone):  # what its first weights are, only timm and a file know
+        parts += [weights.cpu().numpy().tobytes() for weights in encoder.state_dict().values()]
     if config.pretext.loss == "sup_con":
         parts.append(images.labels.numpy().tobytes())
     parts += [(Path(__file__).parent / f"{name}.py").read_bytes() for name in MADE_BY]
