@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,6 +73,23 @@ def idx_folder(
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def timm() -> Iterator[Any]:
+    """timm, also beside a torchvision that was built for another torch than the one here.
+
+    Such a one cannot be imported, for want of two operators that no model calls: they are declared.
+    """
+    library = None
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    yield importlib.import_module("timm")
+    del library
 
 
 def _first(labels: torch.Tensor, per_class: int) -> torch.Tensor:

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,21 +23,7 @@ from handful.recipes import compose
 Answered = Callable[..., str]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def timm() -> Iterator[Any]:
-    """timm, also beside a torchvision that was built for another torch than the one here.
-
-    Such a one cannot be imported, for want of two operators that no model calls: they are declared.
-    """
-    library = None
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    yield importlib.import_module("timm")
-    del library
+pytestmark = pytest.mark.usefixtures("timm")
 
 
 def network(name: str = "test_resnet", **others: Any) -> NetworkConfig:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
 from handful.cli import main
 from handful.datasets import Dataset
@@ -70,9 +71,10 @@ def test_every_command_runs(workplace: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_the_tour_of_ones_own_images_runs(
-    workplace: Path, capsys: pytest.CaptureFixture[str]
+    workplace: Path, timm: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = (ROOT / "docs" / "your-images.md").read_text(encoding="utf-8")
+    save_file(timm.create_model("resnet18").state_dict(), workplace / "resnet18.safetensors")
     assert run_all(text, capsys) >= {"audit", "train", "predict", "suggest", "export", "embed"}
     for made in ("photos-audit/audit.html", "photos/report.html", "photos/model/model.onnx"):
         assert (workplace / "runs" / made).exists()
