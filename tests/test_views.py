@@ -148,9 +148,22 @@ def test_contrast_moves_the_mean_no_further_than_asked() -> None:
     assert gain.std() > 0.05
 
 
+def test_a_hole_has_the_mean_colour_of_an_image_that_is_not_ink_on_black() -> None:
+    images = torch.zeros((30, 3, 20, 20), dtype=torch.uint8)
+    images[:, 0], images[:, 1, :10], images[:, 2] = 204, 102, 51
+    seen = view(images, only(cutout=0.4, keep_ink=False), generator())
+    changed = (seen[:, 1] - to_float(images)[:, 1]).abs() > 1e-3
+    assert changed.sum((1, 2)).max() == 64
+    mean = torch.tensor([0.8, 0.2, 0.2])
+    torch.testing.assert_close(
+        seen.movedim(1, -1)[changed], mean.expand(int(changed.sum()), 3), rtol=0, atol=1e-5
+    )
+
+
 def test_cutout_blanks_one_square_of_the_size_asked_for() -> None:
     images = torch.full((50, 3, 20, 20), 255, dtype=torch.uint8)
-    blank = view(images, only(cutout=0.4), generator()) < 0.5
+    config = only(cutout=0.4, keep_ink=True)
+    blank = views._cutout(to_float(images), config, generator()) < 0.5
     assert (blank == blank[:, :1]).all()  # all channels alike
     places = set()
     for hole in blank[:, 0]:

@@ -108,7 +108,8 @@ class ViewsConfig(Frozen):
     grey: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the views that have no colour."""
     cutout: Fraction = 0.0
-    """Side of a square that is blanked, as a share of the image's side."""
+    """Side of a square that is blanked, as a share of the image's side: with `keep_ink` black, else
+    in the image's mean colour."""
     flip: bool = False
     """Mirror left and right, each image with probability one half. Never for digits."""
     symmetries: bool = False

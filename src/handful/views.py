@@ -278,7 +278,11 @@ def _cutout(x: Tensor, config: ViewsConfig, generator: Generator) -> Tensor:
         for axis, side in enumerate((height, width))
     )  # (N, H), (N, W)
     rows, columns = rows.to(x.device).float(), columns.to(x.device).float()
-    return x * (1 - rows[:, None, :, None] * columns[:, None, None, :])
+    hole = rows[:, None, :, None] * columns[:, None, None, :]  # (N, 1, H, W)
+    if config.keep_ink:  # on black, as where no ink is
+        return x * (1 - hole)
+    # black stands out of any other image, and hardly anything is learned beside it
+    return torch.lerp(x, x.mean((2, 3), keepdim=True), hole)
 
 
 EXPANSION = ViewsConfig(rotation=15.0, translation=0.1, scale=0.0, shear=0.0)
