@@ -250,11 +250,11 @@ like best:
 |---|---|---|---|---|---|---|
 {chosen}
 
-The strengths of the presets are those of the papers, or were chosen by eye, but for two things that
-development draw 0 showed: black cut-outs kept coloured letters from being learned (34 % instead of 90 %),
-so cut-outs have the image's mean colour now, and letters that are shown in any colour are learned
-better still (98 %). That kinds which taught nothing are tried for longer, and that `general` is among
-those tried, comes from there too. MNIST needs no trial: light strokes on black are taken for
+The strengths of the presets are those of the papers, or were chosen by eye, but for what development
+draw 0 of the letters showed. Black cut-outs kept them from being learned (34 % instead of 90 %):
+cut-outs have the image's mean colour now. Letters that are shown in any colour are learned better
+still (98 %). That kinds are tried for longer where none taught anything, and that `general` is
+among those tried, comes from there too. MNIST needs no trial: light strokes on black are taken for
 digits. `microscopy` is not among these: there are no such images here.
 
 Repeat: `python -m benchmarks.presets run --draws 100-102`, with scikit-image
