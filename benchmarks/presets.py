@@ -250,7 +250,7 @@ like best:
 |---|---|---|---|---|---|---|
 {chosen}
 
-The strengths of the presets are those of the papers, or were chosen by eye, but for what development
+The strengths of the presets are those of the papers, or chosen by eye, but for what development
 draw 0 of the letters showed. Black cut-outs kept them from being learned (34 % instead of 90 %):
 cut-outs have the image's mean colour now. Letters that are shown in any colour are learned better
 still (98 %). That kinds are tried for longer where none taught anything, and that `general` is
