@@ -17,6 +17,7 @@ from handful.metrics import fit_temperature
 from handful.recipes import suited
 from handful.splits import folds
 from handful.stages import Session
+from handful.wording import duration
 
 TRIED = ("letters", "general", "natural", "texture")
 """Of two that do as well the earlier one is taken: it claims less. A letter may have any colour but
@@ -57,7 +58,10 @@ def tried(session: Session, asked: RunConfig, chosen: Collection[str]) -> Trial 
     guess = math.log(len(images.class_names))
     for lessons in LESSONS:
         seconds = max(1, round(each * lessons * FOLDS * len(TRIED)))
-        session.say(f"trying which views fit, at most {seconds} s: {', '.join(TRIED)}")
+        session.say(
+            f"trying which views fit, at most {duration(seconds)}: {', '.join(TRIED)} "
+            "(--set preset=… spares that)"
+        )
         losses: dict[str, Tensor] = {}
         with session.stage("presets"):
             for preset in TRIED:
