@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,17 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from handful import backbones, cli, export
+from handful import backbones, cli, experiment, export, stages
 from handful.backbones import Backbone, NotHere, encoder_of
-from handful.config import NetworkConfig
+from handful.config import NetworkConfig, RunConfig
+from handful.datasets import Dataset
+from handful.estimator import SimCLRClassifier
+from handful.images import ImageSet
 from handful.networks import ConvNet, represent
+from handful.pictures import Preparation
 from handful.predictor import Predictor
 from handful.recipes import compose
+from handful.stages import from_the_start
 
 Answered = Callable[..., str]
 
@@ -151,6 +157,43 @@ def test_images_that_an_architecture_cannot_take_are_refused_in_one_line() -> No
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "told"),
+    [
+        ("resnet18.bogus", 32, r"no such weights, but .*resnet18\.a1_in1k"),
+        ("nest_tiny_jx", 40, "cannot take images of 40 pixels"),
+        ("maxvit_tiny_tf_224", 28, "cannot take images of 28 pixels"),
+    ],
+)
+def test_whatever_an_architecture_fails_with_is_one_line(name: str, size: int, told: str) -> None:
+    with pytest.raises(ValueError, match=told) as caught:
+        encoder_of(3, size, network(name))
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_a_larger_relative_are_of_another_architecture(
+    weights: tuple[Path, nn.Module], caplog: pytest.LogCaptureFixture
+) -> None:
+    file, model = weights
+    more = model.state_dict()
+    block = {name: w for name, w in more.items() if name.startswith("layer4.0.")}
+    more |= {name.replace("layer4.0.", "layer4.1."): w.clone() for name, w in block.items()}
+    save_file(more, file)
+    with pytest.raises(
+        ValueError, match=rf"{len(block)} tensors are of no layer, such as layer4.1"
+    ):
+        built(network()).begin_with(file)
+    assert not caplog.records
+
+
+def test_only_a_file_that_holds_no_code_is_opened(
+    weights: tuple[Path, nn.Module], tmp_path: Path
+) -> None:
+    other = weights[0].rename(tmp_path / "theirs.bin")
+    with pytest.raises(ValueError, match=r"theirs\.bin: expected a \.safetensors file"):
+        built(network()).begin_with(other)
+
+
 def test_without_timm_people_hear_what_to_install() -> None:
     with (
         mock.patch.dict(sys.modules, {"timm": None}),
@@ -171,18 +214,67 @@ def test_a_torchvision_of_another_torch_is_named() -> None:
         backbones._timm()
 
 
-def test_given_weights_are_trained_gently_unless_somebody_says_otherwise() -> None:
-    given = {"network.encoder": "timm:resnet18", "network.weights": "w.safetensors"}
-    config, _ = compose("photos", None, None, given, [])
+GIVEN = {"network.encoder": "timm:resnet18", "network.weights": "w.safetensors"}
+
+
+def configured(way: str, **more: Any) -> RunConfig:
+    """What is to be trained, asked for at the command line, from Python or of an estimator."""
+    if way == "compose":
+        return compose("photos", None, None, GIVEN | more, [])[0]
+    if way == "estimator":
+        return SimCLRClassifier(settings=GIVEN | more)._config()[0]
+    with mock.patch.object(experiment, "run") as run:
+        changes = {key.replace(".", "__"): value for key, value in (GIVEN | more).items()}
+        experiment.train("photos", out="nowhere", **changes)
+    config = run.call_args.args[0]
+    assert isinstance(config, RunConfig)
+    return config
+
+
+@pytest.mark.parametrize("way", ["compose", "train", "estimator"])
+def test_given_weights_are_trained_gently_unless_somebody_says_otherwise(way: str) -> None:
+    config = configured(way)
     assert config.downstream.encoder_rate == 0.1
     assert config.pretext.learning_rate == 3e-4
-    said, _ = compose("photos", None, None, given, ["downstream.encoder_rate=1.0"])
-    assert said.downstream.encoder_rate == 1.0
-    usual, _ = compose("photos", None, None, {"network.encoder": "timm:resnet18"}, [])
-    assert (
-        usual.pretext.learning_rate
-        == compose("photos", None, None, {}, [])[0].pretext.learning_rate
-    )
+    said = configured(way, **{"downstream.encoder_rate": 0.7})
+    assert said.downstream.encoder_rate == 0.7
+    assert said.pretext.learning_rate == 3e-4
+    drawn = compose("photos", None, None, {"network.encoder": "timm:resnet18"}, [])[0]
+    assert drawn.pretext == compose("photos", None, None, {}, [])[0].pretext
+
+
+@pytest.mark.parametrize(("weights", "rate"), [("w.safetensors", 0.1), (None, 1.0)])
+def test_a_control_and_a_trial_spare_given_weights_too(weights: str | None, rate: float) -> None:
+    changes = {"network.encoder": "timm:resnet18", "network.weights": weights}
+    config = RunConfig().updated({"downstream.encoder_rate": 0.1, **changes})
+    assert from_the_start(config).encoder_rate == rate
+
+
+def test_an_ensemble_of_timms_looks_in_ways_that_these_can() -> None:
+    config, _ = compose("photos", "ensemble", None, {"network.encoder": "timm:resnet18"}, [])
+    assert config.network.columns == ("upright", "plain", "upright")
+
+
+def test_a_seed_decides_what_an_architecture_drops() -> None:
+    config = network("ghostnet_050")  # drops a fifth of h by itself
+    images = ImageSet.of(noise(12), torch.arange(12) % 2, ("a", "b"))
+    settings = RunConfig().updated(
+        {"network": config.model_dump(), "pretext.steps": 0, "data.validation": 0.0,
+         "downstream.steps": 2, "downstream.batch_size": 12, "preset": "general", "device": "cpu"}
+    )  # fmt: skip
+
+    def trained(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        dataset = Dataset(images, None, "", Preparation("letterbox", 32, 3), ())
+        asked, parts = stages.planned(settings, dataset)
+        quiet: Any = lambda *_: None  # noqa: E731
+        session = stages.Session(asked, torch.device("cpu"), dataset, parts, None, quiet, quiet)
+        found = stages.train_classifier(stages.members(session))
+        assert torch.equal(torch.get_rng_state(), before)
+        return found.classifier.weight.detach()
+
+    assert torch.equal(trained(1), trained(2))
 
 
 @pytest.fixture
@@ -215,20 +307,51 @@ def test_a_run_from_the_command_line_with_weights(
     weights[0].unlink()  # a model is whole without it
     answers = Predictor.load(out).predict([photos / "red" / "0.png", photos / "blue" / "0.png"])
     assert answers == ["red", "blue"]
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["multiply_adds"] is None
+    again = [*words, "--weights", str(weights[0].parent / "." / weights[0].name)]
+    assert cli.main([*again, *short, "--device=cpu"]) == 0  # needs no weights: it is complete
+    assert "nothing to do" in capsys.readouterr().err
     assert export.export(out).difference < 1e-4
 
 
-def test_reading_a_model_leaves_global_randomness_alone(
-    photos: Path, tmp_path: Path, capsys: Any
-) -> None:
-    out = tmp_path / "run"
-    short = ["--set=pretext.steps=0", "--set=downstream.steps=1", "--set=tsne=false"]
-    words = ["train", str(photos), "--out", str(out), "--encoder", "timm:test_resnet"]
-    assert cli.main([*words, *short, "--set=preset=general", "--device=cpu", "-q"]) == 0
+@pytest.mark.parametrize("name", ["convit_tiny", "test_vit", "swin_tiny_patch4_window7_224"])
+def test_a_model_is_read_as_it_was_written(name: str, tmp_path: Path) -> None:
+    encoder = built(network(name), size=64)
+    encoder.normalise_to(noise(4, size=64))
+    preparation = Preparation("letterbox", 64, 3)
+    head = nn.Linear(encoder.dim, 2)
+    model = Predictor(encoder, head, ("a", "b"), preparation, network(name))
+    model.save(tmp_path / "model")
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    Predictor.load(out)
+    read = Predictor.load(tmp_path / "model", device="cpu")
     assert torch.equal(torch.get_rng_state(), before)
+    images = noise(3, size=64)
+    np.testing.assert_array_equal(read.predict_proba(images), model.predict_proba(images))
+
+
+def test_a_transformer_is_exported(tmp_path: Path) -> None:
+    config = network("test_vit")
+    encoder = built(config, size=64)
+    preparation = Preparation("letterbox", 64, 3)
+    model = Predictor(encoder, nn.Linear(encoder.dim, 2), ("a", "b"), preparation, config)
+    model.save(tmp_path / "model")
+    assert export.export(tmp_path / "model").difference < 1e-4
+
+
+def test_what_the_exporter_cannot_write_is_one_line(tmp_path: Path) -> None:
+    config = network()
+    encoder = built(config)
+    preparation = Preparation("letterbox", 32, 3)
+    model = Predictor(encoder, nn.Linear(encoder.dim, 2), ("a", "b"), preparation, config)
+    model.save(tmp_path / "model")
+    failing = mock.patch.object(export, "graph", side_effect=RuntimeError("no such\noperator"))
+    with (
+        failing,
+        pytest.raises(ValueError, match="write timm:test_resnet as ONNX: no such operator"),
+    ):
+        export.export(tmp_path / "model")
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_describe_and_versions_are_plain_text() -> None:
     assert devices.describe(torch.device("cpu")).startswith("cpu, ")
     versions = devices.versions()
     assert versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert versions.keys() == {"handful", "python", "torch", "numpy", "platform"}
+    assert versions.keys() == {"handful", "python", "torch", "numpy", "timm", "platform"}
     assert all(isinstance(text, str) and text for text in versions.values())
 
 

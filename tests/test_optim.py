@@ -204,3 +204,15 @@ def test_another_fault_of_a_step_stays_what_it_is() -> None:
 
     with pytest.raises(RuntimeError, match="shapes"):
         within_memory(step, torch.arange(4), "x.y", 4)
+
+
+def test_what_is_no_quantity_is_not_averaged() -> None:
+    network = nn.Linear(1, 1)
+    network.register_buffer("places", torch.arange(300))
+    averaged = average(network, 0.95)
+    assert averaged is not None
+    for _ in range(3):
+        network.weight.data += 1
+        averaged.update_parameters(network)
+    assert torch.equal(averaged.module.get_buffer("places"), torch.arange(300))
+    assert not torch.equal(averaged.module.get_parameter("weight"), network.weight)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -10,11 +14,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from handful import devices
 from handful.config import TIMM, NetworkConfig
 from handful.networks import ConvNet, Cosines, Encoder, channels_last, style_of
 
 STYLE = 3
 """Side of the filters whose mean and spread are the style of an image."""
+MOST_LEFT_OVER = 4
+"""Tensors in a file of weights that may be of no layer: what only its training needed. One layer
+more of a larger relative has more."""
 
 
 class NotHere(ValueError):
@@ -53,67 +61,49 @@ class Backbone(Encoder):
         return self._of(x), style_of(self.filters(x))
 
     def begin_with(self, file: Path) -> None:
-        """Take weights that somebody trained, and the normalisation that they expect.
+        """Take weights that somebody trained, and the normalisation that timm knows of its name.
 
         file: `.safetensors` as timm and the Hugging Face hub have them; a classifier in it is left
         out, and the first layer is fitted to the number of channels.
         Raises ValueError where it cannot be read and where its weights are of another architecture.
         """
         _check(file)
-        overlay = {"file": str(file), "hf_hub_id": None, "url": None}
+        # some weights of timm are of a form of their own, which a file of tensors never is
+        overlay = {"file": str(file), "hf_hub_id": None, "url": None, "custom_load": False}
         drawn = self._drawn_alike()
-        try:
-            model = self._drawn_alike(pretrained=True, pretrained_cfg_overlay=overlay)
-        except (RuntimeError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{file} does not fit {TIMM}{self.name}: {reason:.200}") from None
+        with _what_timm_says() as said:
+            try:
+                model = self._drawn_alike(pretrained=True, pretrained_cfg_overlay=overlay)
+            except (RuntimeError, KeyError) as error:
+                raise self._misfit(file, _in_one_line(error)) from None
         # timm says nothing of weights that it did not find
         layers = {name: w for name, w in drawn.named_parameters() if w.ndim > 1}
         left = [name for name, w in layers.items() if torch.equal(w, model.get_parameter(name))]
         if left:
-            raise ValueError(
-                f"{file} does not fit {TIMM}{self.name}: it has no weights for {len(left)} of its "
-                f"{len(layers)} layers, such as {left[0]}"
-            )
+            number = f"{len(left)} of its {len(layers)} layers"
+            raise self._misfit(file, f"it has no weights for {number}, such as {left[0]}")
+        over = [name for line in said for name in _unexpected(line)]
+        if len(over) > MOST_LEFT_OVER:
+            raise self._misfit(file, f"{len(over)} tensors are of no layer, such as {over[0]}")
         self._becomes(model)
         told = model.pretrained_cfg
         for own, theirs in ((self.mean, told["mean"]), (self.std, told["std"])):
             each = torch.tensor(theirs)
             own.copy_((each if len(each) == len(own) else each.mean()).view(-1, 1, 1))
 
+    def _misfit(self, file: Path, reason: str) -> ValueError:
+        return ValueError(f"{file} does not fit {TIMM}{self.name}: {reason}")
+
     def _drawn_alike(self, **options: Any) -> Any:
         """A model whose weights are the same each time, where they are drawn and not read."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with devices.seeded(0, torch.device("cpu")):
             return _made(self.name, self.channels, self.size, **options)
 
     def _becomes(self, model: Any) -> None:
         for parameter in model.parameters():
             parameter.data = channels_last(parameter.data)
         self.model: nn.Module = model
-        self.dim = self._outputs()
-
-    def _outputs(self) -> int:
-        """Length of h, which some models say wrongly of themselves."""
-        was_training, side = self.training, self.size
-        image = torch.zeros(1, self.channels, side, side, device="cpu")
-        try:
-            with torch.no_grad():
-                h: Tensor = self.model.eval()(image)
-        except (RuntimeError, AssertionError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(
-                f"network.encoder = {TIMM}{self.name} cannot take images of {self.size} pixels: "
-                f"{reason:.200}; set data.size"
-            ) from None
-        finally:
-            self.model.train(was_training)
-        if h.ndim != 2:
-            raise ValueError(
-                f"network.encoder = {TIMM}{self.name} gives {tuple(h.shape[1:])} for an image, not "
-                "one row of numbers: choose another"
-            )
-        return h.shape[1]
+        self.dim = _outputs(model, self.channels, self.size)
 
     def _of(self, x: Tensor) -> Tensor:
         h: Tensor = self.model(x)
@@ -121,18 +111,71 @@ class Backbone(Encoder):
 
 
 def _made(name: str, channels: int, size: int, **options: Any) -> Any:
-    """A model of timm that takes such images."""
+    """A model of timm that takes such images and gives one row of numbers for each."""
     timm = _timm()
-    known = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    if not timm.is_model(name):
-        near = get_close_matches(name, timm.list_models(), n=1, cutoff=0.5)
-        hint = f"did you mean {TIMM}{near[0]}?" if near else "see timm.list_models()"
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        near = get_close_matches(architecture, timm.list_models(), n=1, cutoff=0.5)
+        hint = f"did you mean {TIMM}{near[0]}?" if near else "timm.list_models() has all names"
         raise ValueError(f"network.encoder = {TIMM}{name}: timm has no such model; {hint}")
+    tags = timm.list_pretrained(f"{architecture}.*") if tag else []
+    if tag and name not in tags:
+        there = ", ".join(tags) or "none"
+        raise ValueError(f"network.encoder = {TIMM}{name}: timm knows no such weights, but {there}")
+    known = timm.get_pretrained_cfg(name)
     if known is not None and known.fixed_input_size:
         options["img_size"] = size
     # on the CPU also where all else is built without memory: buffers are in no file of weights
     with torch.device("cpu"):
-        return timm.create_model(name, in_chans=channels, num_classes=0, **options)
+        if options.get("pretrained"):
+            return timm.create_model(name, in_chans=channels, num_classes=0, **options)
+        try:
+            model = timm.create_model(name, in_chans=channels, num_classes=0, **options)
+            _outputs(model, channels, size)
+        except Exception as error:  # 1,300 architectures fail in as many ways
+            raise ValueError(
+                f"network.encoder = {TIMM}{name} cannot take images of {size} pixels: "
+                f"{_in_one_line(error)}; choose another one, or another data.size"
+            ) from error
+    return model
+
+
+def _outputs(model: Any, channels: int, size: int) -> int:
+    """Length of h, which some models say wrongly of themselves."""
+    was_training = model.training
+    with torch.device("cpu"), torch.no_grad():
+        h: Tensor = model.eval()(torch.zeros(1, channels, size, size))
+    model.train(was_training)
+    if h.ndim != 2:
+        raise ValueError(f"it gives {tuple(h.shape[1:])} for one, not a row of numbers")
+    return h.shape[1]
+
+
+def _in_one_line(error: Exception) -> str:
+    return f"{' '.join(str(error).split()) or type(error).__name__:.200}"
+
+
+@contextmanager
+def _what_timm_says() -> Iterator[list[str]]:
+    """What timm would tell people about weights that it reads."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("timm.models._builder")
+    before = logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield said
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = before
+
+
+def _unexpected(line: str) -> list[str]:
+    """Names of the tensors that timm says it could not use."""
+    found = re.match(r"Unexpected keys \((.*)\) found", line)
+    return found[1].split(", ") if found else []
 
 
 def _timm() -> Any:
@@ -152,15 +195,17 @@ def _timm() -> Any:
 
 def _check(file: Path) -> None:
     """Raises ValueError for what is no file of tensors."""
+    if file.suffix != ".safetensors":  # by which timm, too, knows them
+        raise ValueError(
+            f"network.weights = {file}: expected a .safetensors file; others may hold code, and "
+            "are not opened"
+        )
     if not file.is_file():
         raise ValueError(f"network.weights = {file}: there is no such file")
     try:
         with safe_open(file, "pt") as tensors:
             count = len(tensors.keys())
     except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"network.weights = {file} is no .safetensors file: {error}; others may hold "
-            "code, and are not opened"
-        ) from None
+        raise ValueError(f"network.weights = {file} is no .safetensors file: {error}") from None
     if not count:
         raise ValueError(f"network.weights = {file} holds no tensors")

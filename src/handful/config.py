@@ -134,7 +134,8 @@ class NetworkConfig(Frozen):
     """`convnet`, handful's own, which the next settings describe; or `timm:NAME`, an architecture
     of the library timm, from small ones such as resnet18 on."""
     weights: str | None = None
-    """A .safetensors file of weights for that architecture, to begin with; None draws them."""
+    """A .safetensors file of weights for that architecture, with which all members begin; None
+    draws them."""
     width: Annotated[int, Field(ge=4, le=512)] = 16
     """Channels at full size; four times as many at half of it, then twice as many each time."""
     columns: Annotated[tuple[Column, ...], Field(min_length=1)] = ("plain",)

@@ -6,6 +6,8 @@ import ctypes
 import hashlib
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -99,6 +101,17 @@ def generator(seed: int, stage: str, device: torch.device | str = "cpu") -> torc
     return torch.Generator(device).manual_seed(number)
 
 
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Lend PyTorch's global randomness to what draws from no other, and give it back as it was.
+
+    Layers draw their first weights from it, and what they drop in training.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
 def describe(device: torch.device) -> str:
     """One phrase for reports: the name of the GPU, or the CPU and its threads."""
     if device.type == "cuda":
@@ -111,7 +124,7 @@ def describe(device: torch.device) -> str:
 
 def versions() -> dict[str, str]:
     """What computed a result: name to version, for summaries and models."""
-    packages = {name: _installed(name) for name in ("handful", "torch", "numpy")}
+    packages = {name: _installed(name) for name in ("handful", "torch", "numpy", "timm")}
     return {**packages, "python": platform.python_version(), "platform": platform.platform()}
 
 
@@ -119,4 +132,4 @@ def _installed(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "not installed, run from its source"
+        return "not installed" + ", run from its source" * (package == "handful")

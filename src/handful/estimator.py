@@ -30,7 +30,7 @@ from handful.layouts import Array, Layout, Shape, framed
 from handful.optim import OnRow
 from handful.pictures import Preparation, is_prepared_digit
 from handful.predictor import Predictor
-from handful.recipes import recipe_for
+from handful.recipes import laid_over, recipe_for
 from handful.stages import Row, Session
 
 ELSEWHERE = {
@@ -131,7 +131,8 @@ class _Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
                 raise ValueError(f"settings has {key}, for which a parameter is set too: drop one")
         changes = {key: _plain(value) for key, value in {**options, **settings}.items()}
         own = {"seed": self._seed(), "device": self.device, "data.holdout": 0.0}
-        config = recipe_for("arrays", str(self.recipe)).updated({**self._fixed, **own, **changes})
+        recipe = recipe_for("arrays", str(self.recipe))
+        config = laid_over(recipe, {**self._fixed, **own, **changes})
         return config, frozenset(changes)
 
     def _seed(self) -> int:

@@ -23,13 +23,13 @@ from handful import (
     runs,
     stages,
 )
-from handful.config import RunConfig, flat
+from handful.config import TIMM, RunConfig, flat
 from handful.exhibits import Arrays
 from handful.images import ImageSet
 from handful.networks import AnyEncoder, Encoder, ProjectionHead
 from handful.partition import Partition
 from handful.predictor import Predictor
-from handful.recipes import recipe_for, sized, suited
+from handful.recipes import laid_over, recipe_for, sized, suited
 from handful.splits import batches_per_epoch
 from handful.stages import Member, Row, Session, Trained
 from handful.tracking import Board
@@ -73,7 +73,7 @@ def train(
     Raises ValueError for anything that a user can mend.
     """
     changes = {key.replace("__", "."): value for key, value in settings.items()}
-    config = recipe_for(source, recipe).updated(changes)
+    config = laid_over(recipe_for(source, recipe), changes)
     chosen = frozenset(flat(changes))
     return run(config, Path(out), chosen=chosen, overwrite=overwrite, on_row=on_row, track=track)
 
@@ -123,8 +123,10 @@ def run(
     if asked.preset == "auto" and session.config.preset != "digits":
         session = _with_views_tried(session, asked, chosen)
     config = session.config
-    # before the folder is claimed: a network that cannot be built leaves none behind
-    members = stages.members(session)
+    # before the folder is claimed: a network that cannot be built leaves none behind; what is
+    # complete needs none, nor the weights that it began with
+    done = folder.state() == "complete" and not overwrite
+    members = [] if done else stages.members(session)
     claimed = runs.claim(out, config, overwrite)
     if isinstance(claimed, dict):
         say(f"{out} is complete: nothing to do" + ", and nothing to track" * (board is not None))
@@ -341,7 +343,10 @@ def _described(members: Sequence[Member], trained: Trained, seen: int) -> dict[s
         "pretext_taken": sum(one.session.taken for one in members) or None,
         "members": config.members,
         "encoder_parameters": networks.parameters(trained.encoder),
-        "multiply_adds": networks.multiply_adds(trained.encoder, *parts.final.size),
+        # of timm's, attention and linear layers would count as well
+        "multiply_adds": None
+        if config.network.encoder.startswith(TIMM)
+        else networks.multiply_adds(trained.encoder, *parts.final.size),
         "device": devices.describe(session.device),
         "precision": str(session.dtype).removeprefix("torch."),
         "versions": devices.versions(),

@@ -136,7 +136,13 @@ def export(
         raise ValueError(f"{path} exists: --overwrite replaces it, or choose another --out")
     if not path.parent.is_dir():
         raise ValueError(f"cannot write {path}: there is no folder {path.parent}; make it first")
-    data = graph(model).SerializeToString()
+    try:
+        data = graph(model).SerializeToString()
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"PyTorch's exporter cannot write {model.network.encoder} as ONNX: {reason:.300}"
+        ) from error
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as aside:
             fresh = Path(aside) / path.name

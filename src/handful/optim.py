@@ -103,7 +103,17 @@ def average(module: nn.Module, decay: float) -> AveragedModel | None:
     """Exponential moving average of a module's weights and statistics, or None at decay 0."""
     if decay == 0:
         return None
-    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    mean = get_ema_multi_avg_fn(decay)
+
+    def update(ours: Any, theirs: Any, updates: Any) -> None:
+        """Of tensors of one type: counts and places are no quantities, and are copied."""
+        if ours[0].is_floating_point():
+            mean(ours, theirs, updates)
+        else:
+            for own, new in zip(ours, theirs, strict=True):
+                own.copy_(new)
+
+    return AveragedModel(module, multi_avg_fn=update, use_buffers=True)
 
 
 def descend(

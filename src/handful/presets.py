@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -20,8 +20,8 @@ from handful.stages import Session
 from handful.wording import duration
 
 TRIED = ("letters", "general", "natural", "texture")
-"""Of two that do as well the earlier one is taken: it claims less. A letter may have any colour but
-is not mirrored; the next two are; of the last no side is up."""
+"""Of two that do as well the earlier one is taken. A letter has any colour and is not mirrored; the
+next two are; of the last no side is up."""
 FOLDS = 2
 LESSONS = (6000, 24_000)
 """Images that each of a trial's networks learns from, at most: most kinds of images are told apart
@@ -44,9 +44,10 @@ class Trial(NamedTuple):
 def tried(session: Session, asked: RunConfig, chosen: Collection[str]) -> Trial | None:
     """Train short with each kind of views and see which answers images best that it did not see.
 
-    A kind that claims more is taken only where it is better by more than a standard error, image
-    by image. asked: the configuration before anything was fitted to the images. chosen: dotted keys
-    that somebody set. None where too few images have a label to hold some out.
+    A later kind is taken only where it is better by more than a standard error, image by image, and
+    `general` where no kind has taught anything. asked: the configuration before anything was fitted
+    to the images. chosen: dotted keys that somebody set. None where too few images have a label to
+    hold some out.
     """
     images = session.parts.fit  # nothing that validates may choose
     held = folds(images.labels, images.sources, FOLDS, session.generator("presets"))
@@ -54,40 +55,67 @@ def tried(session: Session, asked: RunConfig, chosen: Collection[str]) -> Trial 
     count = int((held >= 0).sum())
     if count < FEWEST:
         return None
-    each = networks.seconds_per_image(stages.members(session)[0].encoder, images.images)
-    guess = math.log(len(images.class_names))
+    each = networks.seconds_per_image(stages.member_of(session).encoder, images.images)
+    guess = _guess(images.labels[held >= 0])
     for lessons in LESSONS:
         seconds = max(1, round(each * lessons * FOLDS * len(TRIED)))
         session.say(
             f"trying which views fit, at most {duration(seconds)}: {', '.join(TRIED)} "
             "(--set preset=… spares that)"
         )
-        losses: dict[str, Tensor] = {}
-        with session.stage("presets"):
-            for preset in TRIED:
-                config = suited(asked.updated({"preset": preset}), images, {*chosen, "preset"})
-                losses[preset] = _losses(session, config, held, lessons)
-        if min(float(loss.mean()) for loss in losses.values()) < LEARNED * guess:
-            break
+        losses = _each(session, asked, chosen, held, lessons)
+        means = {name: float(loss.mean()) for name, loss in losses.items()}
+        if min(means.values()) < LEARNED * guess:
+            return Trial(_best(losses), means, count)
+        session.say("no kind of views has taught anything by then")
+        if session.config.downstream.steps == _steps(session.config, lessons):
+            break  # longer ones would be the same again
+    return Trial("general", means, count)
+
+
+def _guess(labels: Tensor) -> float:
+    """Cross-entropy of answers that know how frequent each class is and nothing else."""
+    shares = labels.bincount().double() / len(labels)
+    return float(-torch.special.xlogy(shares, shares).sum())
+
+
+def _each(
+    session: Session, asked: RunConfig, chosen: Collection[str], held: Tensor, lessons: int
+) -> dict[str, Tensor]:
+    """What `_losses` finds with each kind of views."""
+    losses = {}
+    with session.stage("presets"):
+        for preset in TRIED:
+            config = suited(
+                asked.updated({"preset": preset}), session.parts.fit, {*chosen, "preset"}
+            )
+            losses[preset] = _losses(session, config, held, lessons)
+    return losses
+
+
+def _best(losses: Mapping[str, Tensor]) -> str:
     best = TRIED[0]
     for preset in TRIED[1:]:
         gain = losses[best] - losses[preset]
         if float(gain.mean()) > float(gain.std()) / math.sqrt(len(gain)):
             best = preset
-    return Trial(best, {name: float(loss.mean()) for name, loss in losses.items()}, count)
+    return best
+
+
+def _steps(config: RunConfig, lessons: int) -> int:
+    """Of a trial: no more than the run itself will make."""
+    most = max(1, lessons // config.downstream.batch_size)
+    return min(most, config.downstream.steps or most)
 
 
 def _losses(session: Session, config: RunConfig, held: Tensor, lessons: int) -> Tensor:
     """Calibrated cross-entropy of each image that is held out, (M,), fold by fold."""
-    downstream = config.downstream
-    most = max(1, lessons // downstream.batch_size)
-    steps = min(most, downstream.steps or most)
     # both kinds of views of a preset have their say, those of the pretext task first; frozen, an
     # encoder that nothing has trained would say nothing
-    changes = {"steps": steps, "curriculum": 1.0, "train_encoder": True, "encoder_rate": 1.0}
-    short = downstream.model_copy(update=changes)
+    changes = {"steps": _steps(config, lessons), "curriculum": 1.0}
+    short = stages.from_the_start(config).model_copy(update=changes)
     quiet = replace(session, config=config, show=lambda row: None, board=None, stages={})
-    member = stages.members(quiet)[0]
+    member = stages.member_of(quiet)
     images = session.parts.fit
     logits, labels = [], []
     for fold in stages.in_folds(stages.fitting(member), images, short, held, "presets"):

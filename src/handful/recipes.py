@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from handful.config import (
+    TIMM,
     Column,
     DataConfig,
     DownstreamConfig,
@@ -259,6 +260,23 @@ GENTLE = {"downstream.encoder_rate": 0.1, "pretext.learning_rate": 3e-4}
 A tenth is custom; nothing here was measured."""
 
 
+def laid_over(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """A recipe with what somebody set, by dotted keys, and what goes with an encoder of timm.
+
+    Raises ValueError as `RunConfig.updated` does.
+    """
+    asked = flat(changes)
+    fitting: dict[str, Any] = {}
+    if str(asked.get("network.encoder")).startswith(TIMM):
+        fitting["network.columns"] = [
+            column.replace("upright_harmonic", "upright").replace("harmonic", "plain")
+            for column in config.network.columns
+        ]
+    if asked.get("network.weights") is not None:
+        fitting |= GENTLE
+    return config.updated({**fitting, **changes})
+
+
 def compose(
     source: str,
     recipe: str | None,
@@ -279,8 +297,7 @@ def compose(
     base = RunConfig() if complete else recipe_for(source, recipe or (named and str(named)))
     given = dict(map(assignment, assignments))
     changes = {**laid, "data.source": source, **options, **given}
-    gentle = GENTLE if changes.get("network.weights") is not None else {}
-    config = base.updated({**gentle, **changes})
+    config = laid_over(base, changes)
     if options.get("control") and not config.contrasts:
         raise ValueError(
             "--control is the run without its contrast, of which pretext.steps = 0 leaves nothing: "

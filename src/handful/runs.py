@@ -251,8 +251,9 @@ def _same(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
             "--overwrite replaces it, or choose another --out"
         ) from None
     differing = config.differences(theirs)
-    if _same_place(config.data.source, theirs.data.source):
-        differing.pop("data.source", None)
+    for key in ("data.source", "network.weights"):
+        if key in differing and _same_place(*differing[key]):
+            del differing[key]
     if differing:
         listed = "; ".join(
             f"{key}: here {_shown(here)}, there {_shown(there)}"
@@ -265,9 +266,9 @@ def _same(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
     return folder.summary()
 
 
-def _same_place(here: str, there: str) -> bool:
+def _same_place(here: str | None, there: str | None) -> bool:
     """Whether two sources lead to one folder; `mnist50` is no folder."""
-    if "mnist50" in (here, there):
+    if here is None or there is None or "mnist50" in (here, there):
         return here == there
     return Path(here).expanduser().resolve() == Path(there).expanduser().resolve()
 

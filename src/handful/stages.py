@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -106,6 +106,10 @@ class Session:
     def generator(self, stage: str) -> torch.Generator:
         return devices.generator(self.config.seed, f"{stage}{self.suffix}")
 
+    def seeded(self, stage: str) -> AbstractContextManager[None]:
+        """In which global randomness is that of the stage."""
+        return devices.seeded(self.generator(stage).initial_seed(), self.device)
+
     @property
     def suffix(self) -> str:
         """Of a name that each member has one of."""
@@ -141,13 +145,14 @@ class Member(NamedTuple):
 
 def members(session: Session) -> list[Member]:
     """Networks with first weights that depend on the seed and on their number alone."""
-    return [_member(replace(session, member=number)) for number in range(session.config.members)]
+    return [member_of(replace(session, member=number)) for number in range(session.config.members)]
 
 
-def _member(session: Session) -> Member:
+def member_of(session: Session) -> Member:
+    """The network that the session is at."""
     parts, config = session.parts, session.config.network
     images = parts.pretext if session.config.pretext.steps else parts.final
-    with _seeded(session.generator("weights")):
+    with session.seeded("weights"):
         encoder = backbones.encoder_of(
             images.channels, images.size[0], config, number=session.member
         )
@@ -158,14 +163,6 @@ def _member(session: Session) -> Member:
         head = ProjectionHead(encoder.dim, config)
     encoder = encoder.to(session.device)
     return Member(session, deepcopy(encoder), encoder, head.to(session.device))
-
-
-@contextmanager
-def _seeded(generator: torch.Generator) -> Iterator[None]:
-    """PyTorch's layers draw their first weights from global randomness: lend it, give it back."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(generator.initial_seed())
-        yield
 
 
 def pretext_task(member: Member) -> int:
@@ -179,7 +176,7 @@ def pretext_task(member: Member) -> int:
     meta = _taken(place, network, session)
     if meta is None:
         began = time.perf_counter()
-        with session.stage("pretext"):
+        with session.stage("pretext"), session.seeded("pretext"):
             encoded = pretrain(
                 encoder,
                 head,
@@ -252,15 +249,17 @@ def place_of_pretext(member: Member) -> Path | None:
     images, config = session.parts.pretext, session.config
     if not config.pretext.steps or not config.pretext.cache:
         return None
+    network = config.network.model_dump(exclude={"weights"})  # what they are counts, not where
     parts = [
-        json.dumps([config.pretext.model_dump(), config.network.model_dump()]).encode(),
+        json.dumps([config.pretext.model_dump(), network]).encode(),
         f"{config.seed}{session.suffix} {session.dtype} {session.device.type}".encode(),
         torch.__version__.encode(),
         str(encoder.mean.tolist() + encoder.std.tolist()).encode(),
         images.fingerprints().tobytes(),
         images.sources.unique(return_inverse=True)[1].numpy().tobytes(),
     ]
-    if isinstance(encoder, Backbone):  # what its first weights are, only timm and a file know
+    if isinstance(encoder, Backbone):  # what it computes, and from where, only timm and a file know
+        parts.append(devices.versions()["timm"].encode())
         parts += [weights.cpu().numpy().tobytes() for weights in encoder.state_dict().values()]
     if config.pretext.loss == "sup_con":
         parts.append(images.labels.numpy().tobytes())
@@ -287,7 +286,7 @@ def representation(members: Sequence[Member]) -> Trained:
 
 
 def _first_classifier(session: Session, encoder: Encoder) -> nn.Linear:
-    with _seeded(session.generator("classifier")):
+    with session.seeded("classifier"):
         classifier = classifier_head(encoder.dim, len(session.parts.final.class_names))
     return classifier.to(session.device)
 
@@ -466,7 +465,7 @@ def _fitted(
     """One downstream training from copies of `encoder` and `head`."""
     encoder, head = deepcopy(encoder), deepcopy(head)
     classifier = _first_classifier(session, encoder)
-    with session.stage(stage):
+    with session.stage(stage), session.seeded(stage):
         length = finetune(
             encoder,
             classifier,
@@ -491,6 +490,16 @@ def _fitted(
         validation=metrics.evaluate(logits, validation.labels),
         evidence=Evidence.of(logits, validation.labels),
     )
+
+
+def from_the_start(config: RunConfig) -> DownstreamConfig:
+    """How to train a network that had no pretext task.
+
+    A lower rate protects what that learned, or given weights; drawn ones need the full one.
+    """
+    rate = 1.0 if config.network.weights is None else config.downstream.encoder_rate
+    changes = {"train_encoder": True, "encoder_rate": rate}
+    return config.downstream.model_copy(update=changes)
 
 
 def predictor_of(session: Session, trained: Trained, known: ImageSet | None = None) -> Predictor:
@@ -581,9 +590,7 @@ def control(members: Sequence[Member], encoded: int, right: Tensor) -> dict[str,
     assert parts.test is not None
     batches = batches_per_epoch(len(parts.final), config.batch_size)
     steps = -(-encoded * batches // (len(parts.final) * len(members)))
-    # a lower rate protects what the pretext task learned; first weights need the full one
-    changes = {"steps": steps, "train_encoder": True, "encoder_rate": 1.0}
-    config = config.model_copy(update=changes)
+    config = from_the_start(session.config).model_copy(update={"steps": steps})
     trained = _together(
         [_fitted(one.session, one.untrained, parts.final, config, "control") for one in members]
     )
