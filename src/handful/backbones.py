@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -76,15 +76,8 @@ class Backbone(Encoder):
                 model = self._drawn_alike(pretrained=True, pretrained_cfg_overlay=overlay)
             except (RuntimeError, KeyError) as error:
                 raise self._misfit(file, _in_one_line(error)) from None
-        # timm says nothing of weights that it did not find
-        layers = {name: w for name, w in drawn.named_parameters() if w.ndim > 1}
-        left = [name for name, w in layers.items() if torch.equal(w, model.get_parameter(name))]
-        if left:
-            number = f"{len(left)} of its {len(layers)} layers"
-            raise self._misfit(file, f"it has no weights for {number}, such as {left[0]}")
-        over = [name for line in said for name in _unexpected(line)]
-        if len(over) > MOST_LEFT_OVER:
-            raise self._misfit(file, f"{len(over)} tensors are of no layer, such as {over[0]}")
+        if reason := _left(drawn, model) or _left_over(said):
+            raise self._misfit(file, reason)
         self._becomes(model)
         told = model.pretrained_cfg
         for own, theirs in ((self.mean, told["mean"]), (self.std, told["std"])):
@@ -172,10 +165,22 @@ def _what_timm_says() -> Iterator[list[str]]:
         logger.propagate = before
 
 
-def _unexpected(line: str) -> list[str]:
-    """Names of the tensors that timm says it could not use."""
-    found = re.match(r"Unexpected keys \((.*)\) found", line)
-    return found[1].split(", ") if found else []
+def _left(drawn: nn.Module, model: nn.Module) -> str:
+    """Which layers are still as they were drawn, of which timm says nothing; empty for none."""
+    layers = {name: w for name, w in drawn.named_parameters() if w.ndim > 1}
+    left = [name for name, w in layers.items() if torch.equal(w, model.get_parameter(name))]
+    if not left:
+        return ""
+    return f"it has no weights for {len(left)} of its {len(layers)} layers, such as {left[0]}"
+
+
+def _left_over(said: Sequence[str]) -> str:
+    """Which tensors timm says it could not use; empty for few."""
+    found = [re.match(r"Unexpected keys \((.*)\) found", line) for line in said]
+    names = [name for match in found if match for name in match[1].split(", ")]
+    if len(names) <= MOST_LEFT_OVER:
+        return ""
+    return f"{len(names)} tensors are of no layer, such as {names[0]}"
 
 
 def _timm() -> Any:
