@@ -117,6 +117,7 @@ def test_kinds_that_taught_nothing_are_tried_for_longer(
     each = len(presets.TRIED)
     assert lengths == [one for one in presets.LESSONS[:rounds] for _ in range(each)]
     assert run.summary["preset"] == ("general" if all_lost else "texture")
+    assert run.summary["presets_tried"].keys() == (set() if all_lost else set(presets.TRIED))
 
 
 def test_arrows_are_not_mirrored(pointing: Folder, tmp_path: Path) -> None:
