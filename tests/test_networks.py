@@ -48,7 +48,7 @@ def trained(channels: int = 1, size: int = 28, config: NetworkConfig = SMALL) ->
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("size", [8, 9, 28, 32, 41, 64, 127])
+@pytest.mark.parametrize("size", [8, 9, 28, 32, 41, 64, 127, 224])
 def test_any_small_image_becomes_a_representation(channels: int, size: int) -> None:
     encoder = ConvNet(channels, size, NetworkConfig(width=4))
     h = encoder(to_float(noise(3, channels, size)))
