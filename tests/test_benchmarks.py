@@ -269,6 +269,7 @@ def test_pages_are_made_from_their_rows() -> None:
     assert robust.PAGE.read_text(encoding="utf-8") == robust.page(read(robust.ROWS))
     assert pool.PAGE.read_text(encoding="utf-8") == pool.page()
     assert confidence.PAGE.read_text(encoding="utf-8") == confidence.page(read(confidence.ROWS))
+    assert presets.PAGE.read_text(encoding="utf-8") == presets.page(read(presets.ROWS))
     asked = suggest.newest(read(suggest.ROWS))
     assert suggest.PAGE.read_text(encoding="utf-8") == suggest.page(asked)
 
