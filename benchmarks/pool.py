@@ -305,7 +305,7 @@ strangers stayed.
 {foreign}
 
 Repeat: `python -m benchmarks.accuracy run pool DIR --per-class 10 --draws 100-102`,
-`python -m benchmarks.pool chain DIR --per-class 1,10,50 --draws 100-102 --tuned` and
+`python -m benchmarks.pool chain DIR --per-class 1,5,10,50 --draws 100-102 --tuned` and
 `python -m benchmarks.pool foreign DIR --draws 100`, DIR with the four idx files.
 """
 
