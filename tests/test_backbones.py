@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -186,6 +187,30 @@ def test_weights_of_a_larger_relative_are_of_another_architecture(
     assert not caplog.records
 
 
+def test_a_larger_relative_is_told_also_where_reading_it_fails(timm: Any, tmp_path: Path) -> None:
+    name = "swin_tiny_patch4_window7_224"
+    with torch.random.fork_rng(devices=[]):
+        larger = timm.create_model(name, depths=(2, 2, 7, 2)).state_dict()
+    save_file(
+        {key: weights.contiguous() for key, weights in larger.items()}, tmp_path / "w.safetensors"
+    )
+    with pytest.raises(ValueError, match=f"does not fit timm:{name}"):
+        built(network(name), size=64).begin_with(tmp_path / "w.safetensors")
+
+
+def test_left_overs_are_told_also_where_timm_is_silenced() -> None:
+    said: list[str] = []
+    logger = logging.getLogger("timm.models._builder")
+    logger.setLevel(logging.ERROR)
+    try:
+        with backbones._what_timm_says() as said:
+            logger.warning("Unexpected keys (AuxLogits.a, b.w, b.x, c.w, c.x, d.w) found while ...")
+        assert logger.level == logging.ERROR
+    finally:
+        logger.setLevel(logging.NOTSET)
+    assert backbones._left_over(said) == "5 tensors are of no layer, such as b.w"
+
+
 def test_only_a_file_that_holds_no_code_is_opened(
     weights: tuple[Path, nn.Module], tmp_path: Path
 ) -> None:
@@ -236,6 +261,9 @@ def test_given_weights_are_trained_gently_unless_somebody_says_otherwise(way: st
     config = configured(way)
     assert config.downstream.encoder_rate == 0.1
     assert config.pretext.learning_rate == 3e-4
+    if way == "train":  # a whole branch of settings says nothing of this one
+        config = configured(way, downstream={"steps": 7})
+        assert (config.downstream.encoder_rate, config.downstream.steps) == (0.1, 7)
     said = configured(way, **{"downstream.encoder_rate": 0.7})
     assert said.downstream.encoder_rate == 0.7
     assert said.pretext.learning_rate == 3e-4

@@ -20,6 +20,8 @@ from handful.networks import ConvNet, Cosines, Encoder, channels_last, style_of
 
 STYLE = 3
 """Side of the filters whose mean and spread are the style of an image."""
+AUXILIARY = "AuxLogits."
+"""Of Inception's second classifier, which only its training needed."""
 MOST_LEFT_OVER = 4
 """Tensors in a file of weights that may be of no layer: what only its training needed. One layer
 more of a larger relative has more."""
@@ -74,8 +76,8 @@ class Backbone(Encoder):
         with _what_timm_says() as said:
             try:
                 model = self._drawn_alike(pretrained=True, pretrained_cfg_overlay=overlay)
-            except (RuntimeError, KeyError) as error:
-                raise self._misfit(file, _in_one_line(error)) from None
+            except Exception as error:  # each architecture reads its weights in its own way
+                raise self._misfit(file, _in_one_line(error)) from error
         if reason := _left(drawn, model) or _left_over(said):
             raise self._misfit(file, reason)
         self._becomes(model)
@@ -155,14 +157,16 @@ def _what_timm_says() -> Iterator[list[str]]:
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("timm.models._builder")
-    before = logger.propagate
+    before = logger.propagate, logger.level
     logger.addHandler(handler)
     logger.propagate = False
+    logger.setLevel(logging.WARNING)  # also where somebody silenced timm
     try:
         yield said
     finally:
         logger.removeHandler(handler)
-        logger.propagate = before
+        logger.propagate = before[0]
+        logger.setLevel(before[1])
 
 
 def _left(drawn: nn.Module, model: nn.Module) -> str:
@@ -178,6 +182,7 @@ def _left_over(said: Sequence[str]) -> str:
     """Which tensors timm says it could not use; empty for few."""
     found = [re.match(r"Unexpected keys \((.*)\) found", line) for line in said]
     names = [name for match in found if match for name in match[1].split(", ")]
+    names = [name for name in names if not name.startswith(AUXILIARY)]
     if len(names) <= MOST_LEFT_OVER:
         return ""
     return f"{len(names)} tensors are of no layer, such as {names[0]}"

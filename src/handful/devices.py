@@ -105,11 +105,22 @@ def generator(seed: int, stage: str, device: torch.device | str = "cpu") -> torc
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Lend PyTorch's global randomness to what draws from no other, and give it back as it was.
 
-    Layers draw their first weights from it, and what they drop in training.
+    Layers draw their first weights from it, and what they drop in training. Of `device` and the CPU
+    alone; not for several threads at once, which share what is lent.
     """
+    mps = torch.mps.get_rng_state() if device.type == "mps" else None
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        elif device.type == "mps":
+            torch.mps.manual_seed(seed)
+        try:
+            yield
+        finally:
+            if mps is not None:
+                torch.mps.set_rng_state(mps)
 
 
 def describe(device: torch.device) -> str:

@@ -148,6 +148,7 @@ def _with_views_tried(session: Session, asked: RunConfig, chosen: Collection[str
     """The same with the kind of views that labelled images speak for."""
     trial = presets.tried(replace(session, folder=None), asked, chosen)
     if trial is None:
+        session.say(f"views: {session.config.preset}")
         return session
     told = ", ".join(f"{name} {loss:.3f}" for name, loss in trial.losses.items())
     session.say(

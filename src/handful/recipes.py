@@ -274,7 +274,9 @@ def laid_over(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
         ]
     if asked.get("network.weights") is not None:
         fitting |= GENTLE
-    return config.updated({**fitting, **changes})
+    laid = config.updated({**fitting, **changes})
+    # once more: a whole branch of settings, such as downstream={...}, took what stood there
+    return laid.updated({key: value for key, value in fitting.items() if key not in asked})
 
 
 def compose(

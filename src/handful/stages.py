@@ -159,7 +159,7 @@ def member_of(session: Session) -> Member:
         encoder.normalise_to(images.images)
         if config.weights is not None:
             assert isinstance(encoder, Backbone)
-            encoder.begin_with(Path(config.weights))
+            encoder.begin_with(Path(config.weights).expanduser())
         head = ProjectionHead(encoder.dim, config)
     encoder = encoder.to(session.device)
     return Member(session, deepcopy(encoder), encoder, head.to(session.device))
