@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from benchmarks import peers
 from hypothesis import settings
 
 from handful import datasets
@@ -76,20 +77,10 @@ def idx_folder(
 
 
 @pytest.fixture(scope="session")
-def timm() -> Iterator[Any]:
-    """timm, also beside a torchvision that was built for another torch than the one here.
-
-    Such a one cannot be imported, for want of two operators that no model calls: they are declared.
-    """
-    library = None
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    yield importlib.import_module("timm")
-    del library
+def timm() -> Any:
+    """timm, also beside a torchvision that was built for another torch than the one here."""
+    peers.prepare()
+    return importlib.import_module("timm")
 
 
 def _first(labels: torch.Tensor, per_class: int) -> torch.Tensor:

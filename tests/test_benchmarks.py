@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,10 +13,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # `benchmarks` is no part of the package
-
 from benchmarks import __main__ as command
 from benchmarks import (
     ablation,
@@ -38,6 +33,7 @@ from benchmarks.exact import dense, errors
 from benchmarks.loss import projections
 from benchmarks.measure import Benchmark, Options, alternate, duel
 from benchmarks.page import PAGE, page
+from PIL import Image
 
 from handful.bench import read
 from handful.config import NetworkConfig

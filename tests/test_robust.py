@@ -12,13 +12,10 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
-from sklearn.datasets import load_digits
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # `benchmarks` is no part of the package
-
 from benchmarks import corruptions, letters, robust
 from benchmarks.corruptions import CORRUPTIONS, OTHERS, Bytes
+from scipy import ndimage
+from sklearn.datasets import load_digits
 
 from handful import datasets
 from handful.bench import Row, read

@@ -2,7 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from handful.wording import between, duration, numbers, percent, points, points_between
+from handful.wording import (
+    between,
+    duration,
+    numbers,
+    one_line,
+    percent,
+    points,
+    points_between,
+)
 
 
 @pytest.mark.parametrize(
@@ -49,3 +57,11 @@ def test_numbers_come_once_and_in_order() -> None:
 def test_an_interval_of_differences_keeps_both_signs() -> None:
     assert points_between((-0.0034, 0.001), 10_000) == "-0.34 to +0.10"
     assert points_between((0.01, 0.02)) == "+1.0 to +2.0"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(ValueError("no  such\n thing"), "no such thing"), (AssertionError(), "AssertionError")],
+)
+def test_an_error_is_told_in_one_line(error: Exception, line: str) -> None:
+    assert one_line(error) == line

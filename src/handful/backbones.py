@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from handful import devices
 from handful.config import TIMM, NetworkConfig
 from handful.networks import ConvNet, Cosines, Encoder, channels_last, style_of
+from handful.wording import one_line
 
 STYLE = 3
 """Side of the filters whose mean and spread are the style of an image."""
@@ -53,7 +54,15 @@ class Backbone(Encoder):
         self.name, self.size = config.encoder.removeprefix(TIMM), size
         self.filters = Cosines(channels, STYLE, 0)
         self.style_dim = 2 * channels * STYLE**2
-        self._becomes(_made(self.name, channels, size))
+        options = _options(self.name, size)
+        try:
+            self._becomes(_made(self.name, channels, options))
+            self.dim = _outputs(self.model, channels, size)
+        except Exception as error:  # 1,300 architectures fail in as many ways
+            raise ValueError(
+                f"network.encoder = {TIMM}{self.name} cannot take images of {size} pixels: "
+                f"{one_line(error):.200}; choose another one, or another data.size"
+            ) from error
 
     def forward(self, x: Tensor) -> Tensor:
         return self._of(self.normalised(x))
@@ -77,7 +86,7 @@ class Backbone(Encoder):
             try:
                 model = self._drawn_alike(pretrained=True, pretrained_cfg_overlay=overlay)
             except Exception as error:  # each architecture reads its weights in its own way
-                raise self._misfit(file, _in_one_line(error)) from error
+                raise self._misfit(file, f"{one_line(error):.200}") from error
         if reason := _left(drawn, model) or _left_over(said):
             raise self._misfit(file, reason)
         self._becomes(model)
@@ -92,21 +101,20 @@ class Backbone(Encoder):
     def _drawn_alike(self, **options: Any) -> Any:
         """A model whose weights are the same each time, where they are drawn and not read."""
         with devices.seeded(0, torch.device("cpu")):
-            return _made(self.name, self.channels, self.size, **options)
+            return _made(self.name, self.channels, _options(self.name, self.size) | options)
 
     def _becomes(self, model: Any) -> None:
         for parameter in model.parameters():
             parameter.data = channels_last(parameter.data)
         self.model: nn.Module = model
-        self.dim = _outputs(model, self.channels, self.size)
 
     def _of(self, x: Tensor) -> Tensor:
         h: Tensor = self.model(x)
         return h
 
 
-def _made(name: str, channels: int, size: int, **options: Any) -> Any:
-    """A model of timm that takes such images and gives one row of numbers for each."""
+def _options(name: str, size: int) -> dict[str, Any]:
+    """What a model must be told to take such images. Raises ValueError for an unknown name."""
     timm = _timm()
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
@@ -118,21 +126,13 @@ def _made(name: str, channels: int, size: int, **options: Any) -> Any:
         there = ", ".join(tags) or "none"
         raise ValueError(f"network.encoder = {TIMM}{name}: timm knows no such weights, but {there}")
     known = timm.get_pretrained_cfg(name)
-    if known is not None and known.fixed_input_size:
-        options["img_size"] = size
+    return {"img_size": size} if known is not None and known.fixed_input_size else {}
+
+
+def _made(name: str, channels: int, options: Mapping[str, Any]) -> Any:
     # on the CPU also where all else is built without memory: buffers are in no file of weights
     with torch.device("cpu"):
-        if options.get("pretrained"):
-            return timm.create_model(name, in_chans=channels, num_classes=0, **options)
-        try:
-            model = timm.create_model(name, in_chans=channels, num_classes=0, **options)
-            _outputs(model, channels, size)
-        except Exception as error:  # 1,300 architectures fail in as many ways
-            raise ValueError(
-                f"network.encoder = {TIMM}{name} cannot take images of {size} pixels: "
-                f"{_in_one_line(error)}; choose another one, or another data.size"
-            ) from error
-    return model
+        return _timm().create_model(name, in_chans=channels, num_classes=0, **options)
 
 
 def _outputs(model: Any, channels: int, size: int) -> int:
@@ -144,10 +144,6 @@ def _outputs(model: Any, channels: int, size: int) -> int:
     if h.ndim != 2:
         raise ValueError(f"it gives {tuple(h.shape[1:])} for one, not a row of numbers")
     return h.shape[1]
-
-
-def _in_one_line(error: Exception) -> str:
-    return f"{' '.join(str(error).split()) or type(error).__name__:.200}"
 
 
 @contextmanager

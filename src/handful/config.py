@@ -242,8 +242,7 @@ class RunConfig(Frozen):
     """Kind of views that fit the images: for `letters` none is mirrored, `natural` has SimCLR's for
     photographs, `texture` and `microscopy` all eight symmetries. `auto` looks whether they are
     digits; else `train` tries four kinds on labelled images (`general` where those are too few, or
-    where no kind teaches anything),
-    while estimators and `audit` take `general` ones."""
+    where no kind teaches anything), while estimators and `audit` take `general` ones."""
     data: DataConfig = DataConfig()
     network: NetworkConfig = NetworkConfig()
     pretext: PretextConfig = PretextConfig()

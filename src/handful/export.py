@@ -26,6 +26,7 @@ from handful.config import SURE, DataConfig
 from handful.images import to_float
 from handful.networks import INFERENCE_BATCH
 from handful.predictor import Predictor
+from handful.wording import one_line
 
 if TYPE_CHECKING:
     import onnx
@@ -139,9 +140,9 @@ def export(
     try:
         data = graph(model).SerializeToString()
     except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        name, reason = model.network.encoder, one_line(error)
         raise ValueError(
-            f"PyTorch's exporter cannot write {model.network.encoder} as ONNX: {reason:.300}"
+            f"PyTorch's exporter cannot write {name} as ONNX: {reason:.300}"
         ) from error
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as aside:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from handful.pictures import NO_LABEL, SPLITS, Part, Role, legible
+from handful.wording import one_line
 
 NAME = re.compile(r"(manifest|labels)\.(csv|tsv|parquet)", re.IGNORECASE)
 SUFFIXES = frozenset({".csv", ".tsv", ".parquet"})
@@ -170,7 +171,7 @@ def _parquet(path: Path) -> list[Row]:
         names = [name for name in file.schema_arrow.names if name.strip().lower() in wanted]
         columns = [column.to_pylist() for column in file.read(names).columns]
     except (ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ValueError(f"cannot read {path}: the file is damaged ({reason})") from None
     rows = zip(*columns, strict=True)
     return [

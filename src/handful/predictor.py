@@ -31,6 +31,7 @@ from handful.networks import (
     joined,
 )
 from handful.pictures import Bytes, Preparation
+from handful.wording import one_line
 
 Array = np.ndarray[Any, Any]
 Ranking = tuple[tuple[str, float], ...]
@@ -333,7 +334,7 @@ class Predictor:
         except backbones.NotHere:
             raise
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise ValueError(f"{place} is damaged: {type(error).__name__}: {reason}") from error
         predictor.encoder.to(target)
         predictor.head.to(target)

@@ -267,7 +267,7 @@ def _same(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
 
 
 def _same_place(here: str | None, there: str | None) -> bool:
-    """Whether two sources lead to one folder; `mnist50` is no folder."""
+    """Whether two names lead to one folder or file; `mnist50` is none."""
     if here is None or there is None or "mnist50" in (here, there):
         return here == there
     return Path(here).expanduser().resolve() == Path(there).expanduser().resolve()

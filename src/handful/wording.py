@@ -1,4 +1,4 @@
-"""Figures as people read and write them, the same in the terminal and in the report."""
+"""Figures and errors as people read them, the same in the terminal and in the report."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ def points_between(interval: Sequence[float], images: int | None = None) -> str:
     """+0.10 to +0.52."""
     low, high = interval
     return f"{points(low, images)} to {points(high, images)}"
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, without its line breaks; its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _decimals(images: int | None) -> int:
