@@ -77,6 +77,13 @@ def idx_folder(
 
 
 @pytest.fixture(scope="session")
+def gpu() -> torch.device:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU of CUDA")
+    return torch.device("cuda")
+
+
+@pytest.fixture(scope="session")
 def timm() -> Any:
     """timm, also beside a torchvision that was built for another torch than the one here."""
     peers.prepare()

@@ -1304,3 +1304,20 @@ def test_images_that_no_label_reaches_teach_nothing(source: Path, tmp_path: Path
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert f"{left_out} are like none with a label" in page
     assert "the labels spread from neighbour to neighbour" in page
+
+
+@pytest.mark.parametrize("recipe", ["demo", "pool"])
+def test_a_run_on_a_gpu_leaves_a_model_for_any_machine(
+    recipe: str, gpu: torch.device, idx_folder: IdxFolder, tmp_path: Path
+) -> None:
+    small = {key.replace("__", "."): value for key, value in TINY.items()}
+    small |= {"device": str(gpu), "data.source": str(idx_folder(10, test=50)), "data.per_class": 5}
+    asked = RECIPES[recipe].config.updated({**small, "pretext.cache": False})
+    run = experiment.run(asked, tmp_path / "run")
+    assert run.summary["precision"] == "bfloat16"
+    images = datasets.load(asked.data).test
+    assert images is not None
+    there, here = (Predictor.load(run.path, name) for name in (str(gpu), "cpu"))
+    torch.testing.assert_close(there.logits(images), here.logits(images), atol=0.02, rtol=0.02)
+    distances = torch.from_numpy(there.distance(images)), torch.from_numpy(here.distance(images))
+    torch.testing.assert_close(*distances, atol=0.02, rtol=0.02)

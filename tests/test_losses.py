@@ -370,3 +370,26 @@ def test_a_temperature_that_no_type_can_bear_is_refused() -> None:
     z_a, z_b = projections(4)
     with pytest.raises(ValueError, match=r"temperature 0\.001 is too low: at least 0\.002"):
         nt_xent(z_a, z_b, 0.001)
+
+
+@pytest.mark.parametrize("n", [8, 9000])  # one tile, and several
+@pytest.mark.parametrize("labelled", [False, True])
+def test_a_gpu_finds_the_same_loss_and_gradient(n: int, labelled: bool, gpu: torch.device) -> None:
+    labels = torch.arange(n) % 10
+
+    def found(device: torch.device) -> tuple[Tensor, Tensor]:
+        z_a, z_b = (z.detach().float().to(device) for z in projections(n))
+        z_a.requires_grad_()
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = (
+                sup_con(z_a, z_b, labels.to(device), 0.3, classes=10)
+                if labelled
+                else nt_xent(z_a, z_b, 0.3, labels.to(device))
+            )
+        loss.backward()
+        assert z_a.grad is not None
+        return loss.detach().cpu(), z_a.grad.cpu()
+
+    (loss, gradient), (expected, to_expect) = found(gpu), found(torch.device("cpu"))
+    torch.testing.assert_close(loss, expected, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(gradient, to_expect, atol=1e-3 / n, rtol=1e-3)

@@ -114,3 +114,11 @@ def test_what_no_label_reaches_is_no_lesson() -> None:
     found = guess(h, labels, 2)
     assert found.familiar[:5].all()
     assert not found.familiar[20:].any()
+
+
+def test_labels_spread_as_far_from_a_gpu(gpu: torch.device) -> None:
+    h, which = clusters([200, 100, 50])
+    labels = first_of_each(which, 3)
+    here, there = guess(h, labels, 3), guess(h.to(gpu), labels, 3)
+    assert torch.equal(here.classes, there.classes)
+    assert torch.equal(here.familiar, there.familiar)

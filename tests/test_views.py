@@ -580,3 +580,13 @@ def test_the_smallest_images_have_views(shape: tuple[int, ...]) -> None:
         seen = view(images, config, generator())
         assert seen.shape == shape
         assert torch.isfinite(seen).all()
+
+
+@presets
+def test_a_gpu_sees_the_same_views(config: ViewsConfig, gpu: torch.device) -> None:
+    images = noise(16, 3)
+    here, there = generator(), generator()
+    expected, found = view(images, config, here), view(images.to(gpu), config, there)
+    assert found.device.type == "cuda"
+    torch.testing.assert_close(found.cpu(), expected, atol=1e-3, rtol=0)
+    assert torch.equal(here.get_state(), there.get_state())

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
+from torch import Tensor
 
 KNOWN = "auto, cpu, cuda, cuda:0, … or mps"
 
@@ -50,6 +51,14 @@ def precision(name: str, device: torch.device) -> torch.dtype:
 def _computes_bfloat16(device: torch.device) -> bool:
     """In hardware: older GPUs emulate it, slower than float32."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`; CUDA is not waited for, as PyTorch would for each small one.
+
+    From ordinary memory that is safe: it is read before this returns.
+    """
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:

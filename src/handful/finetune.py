@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from handful.config import DownstreamConfig, ViewsConfig
-from handful.devices import autocast, keep_freed_memory
+from handful.devices import autocast, keep_freed_memory, moved
 from handful.images import ImageSet
 from handful.losses import sup_con
 from handful.metrics import fit_temperature
@@ -88,7 +88,7 @@ def finetune(
     losses: list[Tensor] = []
 
     def learn(index: Tensor, views: ViewsConfig) -> Tensor:
-        index = index.to(device)
+        index = moved(index, device)
         x = _lesson(images.taken(index), views, generator, twice=contrast is not None)
         with autocast(device, dtype):
             with torch.set_grad_enabled(config.train_encoder):

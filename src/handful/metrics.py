@@ -157,7 +157,7 @@ def evaluate(logits: Tensor, labels: Tensor) -> Report:
             f"labels to score must lie between 0 and {classes - 1}, got {int(labels.min())} to "
             f"{int(labels.max())}; leave unlabelled images out"
         )
-    logits, labels = logits.detach().double().cpu(), labels.cpu()
+    logits, labels = logits.detach().cpu().double(), labels.cpu()  # MPS has no float64
     log_p = F.log_softmax(logits, dim=1)
     p = log_p.exp()
     confusion = torch.bincount(labels * classes + p.argmax(dim=1), minlength=classes**2)
@@ -198,7 +198,7 @@ def fit_temperature(logits: Tensor, labels: Tensor, prior: float | None = None) 
     Cross-entropy is convex in 1 / T, so it has one valley on the scale of log T, and golden-section
     search finds it.
     """
-    logits = logits.detach().double()
+    logits, labels = logits.detach().cpu().double(), labels.cpu()  # MPS has no float64
     n, classes = logits.shape
     # PyTorch spreads the mass it takes over all classes, the true one included
     doubt = 0.0 if prior else min(1.0, classes / max(1, classes - 1) / (n + 2))

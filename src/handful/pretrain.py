@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from handful.config import PretextConfig
-from handful.devices import autocast, keep_freed_memory
+from handful.devices import autocast, keep_freed_memory, moved
 from handful.images import ImageSet
 from handful.losses import nt_xent, sup_con
 from handful.metrics import alignment, effective_rank, knn_accuracy, uniformity
@@ -31,7 +31,6 @@ from handful.views import two_views
 
 HEALTH_CHECKS = 12
 """How often the representation is examined over the whole length."""
-KNN_BANK = 5000
 COLLAPSED = -0.05
 """Uniformity above this means that all projections point the same way (0 is a single point)."""
 
@@ -71,7 +70,7 @@ def pretrain(
     losses: list[Tensor] = []
 
     def learn(index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        index = index.to(device)
+        index = moved(index, device)
         views = torch.cat(two_views(images.taken(index), config.views, generator))
         with autocast(device, dtype):  # both views together: batch norm sees one mixed batch
             h = encoder(views)
@@ -150,7 +149,7 @@ def _stop_if_ill(row: dict[str, Any]) -> None:
 
 def _knn(encoder: Encoder, images: ImageSet, validation: ImageSet) -> float:
     bank = images.labelled()
-    return knn_accuracy(
-        represent(encoder, bank.images), bank.labels,
-        represent(encoder, validation.images), validation.labels,
-    )  # fmt: skip
+    sides = [
+        (represent(encoder, side.images).cpu(), side.labels.cpu()) for side in (bank, validation)
+    ]
+    return knn_accuracy(*sides[0], *sides[1])

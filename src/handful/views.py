@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from handful.config import ViewsConfig
+from handful.devices import moved
 from handful.geometry import affine, places_read, sampled, warp
 from handful.images import ImageSet, room, to_float
 
@@ -53,8 +54,9 @@ def _geometry(x: Tensor, config: ViewsConfig, generator: Generator) -> Tensor:
         _uniform((n,), generator) * math.radians(config.rotation),
         _uniform((n, 2), generator) * config.scale,
         _uniform((n,), generator) * config.shear,
-    ).to(x.device)
-    shift = (_uniform((n, 2), generator) * 2 * config.translation).to(x.device)
+    )
+    matrix = moved(matrix, x.device)
+    shift = moved(_uniform((n, 2), generator) * 2 * config.translation, x.device)
     if config.crop:
         matrix, shift = _cropped(matrix, shift, config.crop, generator)
     field = _elastic_field(n, height, width, config, generator, x.device)
@@ -76,8 +78,8 @@ def _cropped(
     aspect = (_uniform((n, 1), generator) * math.log(ASPECT)).exp()
     aspect = aspect.maximum(area).minimum(1 / area)  # no side longer than the frame's
     size = torch.cat([area * aspect, area / aspect], 1).sqrt()  # (N, 2), x and y
-    centre = (_uniform((n, 2), generator) * (1 - size)).to(matrix.device)
-    size = size.to(matrix.device)
+    centre = moved(_uniform((n, 2), generator) * (1 - size), matrix.device)
+    size = moved(size, matrix.device)
     return matrix / size[:, :, None], (shift - centre) / size
 
 
@@ -96,7 +98,7 @@ def _elastic_field(
     # the frame is two units wide
     knots = torch.randn((n, 2, cells, cells), generator=generator) * (2 * config.elastic)
     # x and y of a knot side by side, as a grid wants them
-    knots = knots.permute(0, 2, 3, 1).reshape(n, cells, cells * 2).to(device)
+    knots = moved(knots.permute(0, 2, 3, 1).reshape(n, cells, cells * 2), device)
     rows, columns = _knot_weights(height, cells, device), _knot_weights(width, cells, device)
     both = columns.new_zeros(cells, 2, width, 2)
     both[:, 0, :, 0] = both[:, 1, :, 1] = columns.T
@@ -175,7 +177,7 @@ def _ink_box(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _per_image(n: int, strength: float, generator: Generator, device: torch.device) -> Tensor:
     """(N, 1, 1, 1), uniform in -strength to strength."""
-    return (_uniform((n, 1, 1, 1), generator) * strength).to(device)
+    return moved(_uniform((n, 1, 1, 1), generator) * strength, device)
 
 
 def _mirrored(x: Tensor, config: ViewsConfig, generator: Generator) -> Tensor:
@@ -189,7 +191,7 @@ def _mirrored(x: Tensor, config: ViewsConfig, generator: Generator) -> Tensor:
             ways.append(lambda x: x.transpose(2, 3))
     for way in ways:  # three halves are eight ways, each as likely
         chosen = torch.rand((len(x), 1, 1, 1), generator=generator) < 0.5
-        x = torch.where(chosen.to(x.device), way(x), x)
+        x = torch.where(moved(chosen, x.device), way(x), x)
     return x
 
 
@@ -264,7 +266,7 @@ def _colour(x: Tensor, config: ViewsConfig, generator: Generator) -> Tensor:
     turn[:, 1, 1] = turn[:, 2, 2] = strength * angle.cos()
     turn[:, 2, 1] = strength * angle.sin()
     turn[:, 1, 2] = -turn[:, 2, 1]
-    mixed: Tensor = (torch.linalg.inv(TO_YIQ) @ turn @ TO_YIQ).to(x.device)  # (N, 3, 3)
+    mixed = moved(torch.linalg.inv(TO_YIQ) @ turn @ TO_YIQ, x.device)  # (N, 3, 3)
     return (mixed @ x.flatten(2)).view_as(x).clamp(0, 1)
 
 
@@ -277,7 +279,7 @@ def _cutout(x: Tensor, config: ViewsConfig, generator: Generator) -> Tensor:
         ((torch.arange(side) + 0.5) / side - centre[:, axis]).abs() < config.cutout / 2
         for axis, side in enumerate((height, width))
     )  # (N, H), (N, W)
-    rows, columns = rows.to(x.device).float(), columns.to(x.device).float()
+    rows, columns = moved(rows, x.device).float(), moved(columns, x.device).float()
     hole = rows[:, None, :, None] * columns[:, None, None, :]  # (N, 1, H, W)
     if config.keep_ink:  # on black, as where no ink is
         return x * (1 - hole)
