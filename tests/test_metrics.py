@@ -24,6 +24,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from handful import metrics
+from handful.metrics import Prior
 
 seeds = st.integers(0, 2**31 - 1)
 
@@ -200,21 +201,21 @@ def test_temperature_agrees_with_scipy(factor: float) -> None:
     assert metrics.fit_temperature(logits, labels) == pytest.approx(math.exp(best.x), rel=1e-3)
 
 
-@pytest.mark.parametrize("prior", [0.1, 0.3, 5.0])
-def test_a_prior_draws_the_temperature_to_one(prior: float) -> None:
+@pytest.mark.parametrize("prior", [Prior(1.0, 0.1), Prior(1.3, 0.3), Prior(0.5, 5.0)])
+def test_a_prior_draws_the_temperature_to_what_is_expected(prior: Prior) -> None:
     logits, labels = scored(7)
 
     def loss(log_t: float) -> float:
         scores = log_softmax(logits.numpy() / math.exp(log_t), axis=1)
         likelihood = scores[np.arange(400), labels].sum()
-        return float(-likelihood + (log_t / prior) ** 2 / 2)
+        return float(-likelihood + ((log_t - math.log(prior.temperature)) / prior.spread) ** 2 / 2)
 
     best = minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded")
     found = metrics.fit_temperature(logits, labels, prior)
     assert found == pytest.approx(math.exp(best.x), rel=1e-3)
     # answers that are all right say little of certainty, however many
-    few = metrics.fit_temperature(5 * torch.eye(4), torch.arange(4), prior=0.3)
-    assert 0.9 < few < 1
+    few = metrics.fit_temperature(5 * torch.eye(4), torch.arange(4), Prior(1.2, 0.1))
+    assert 1.15 < few < 1.2
     assert metrics.fit_temperature(5 * torch.eye(4), torch.arange(4)) > 1
 
 

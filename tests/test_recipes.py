@@ -80,7 +80,8 @@ def test_sizing_leaves_nothing_open_that_training_needs(name: str, few: ImageSet
 
 def test_an_ensemble_is_of_such_networks_as_the_best_one() -> None:
     best, ensemble = RECIPES["best"].config, RECIPES["ensemble"].config
-    assert best.differences(ensemble).keys() == {"recipe", "members", "network.columns"}
+    views = {f"downstream.views.{name}" for name in ("elastic", "stroke", "cutout")}
+    assert best.differences(ensemble).keys() == {"recipe", "members", "network.columns", *views}
     assert ensemble.members > best.members == 1
     assert len(set(ensemble.network.columns)) == len(ensemble.network.columns) > 1
     # nothing is held out to calibrate by, and there is no contrast that a control could lack
@@ -155,6 +156,7 @@ def test_every_recipe_looks_at_images_that_are_not_its_own(
     config = recipe_for("photos/", name)
     assert fitted(config, photos).preset == "general"
     assert fitted(config, photos).pretext.views == RICH_GENERAL
+    assert fitted(config, photos).downstream.views == MILD_GENERAL
     assert fitted(config, few).preset == "digits"
     bundled = recipe_for("mnist50", name)
     assert fitted(config, few).pretext.views == fitted(bundled, few).pretext.views

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -187,14 +187,22 @@ def _per_class(confusion: Tensor) -> list[dict[str, float]]:
     ]
 
 
-def fit_temperature(logits: Tensor, labels: Tensor, prior: float | None = None) -> float:
+class Prior(NamedTuple):
+    """What is expected of a temperature before any answer is seen: log T is normal."""
+
+    temperature: float
+    spread: float
+    """Standard deviation of log T."""
+
+
+def fit_temperature(logits: Tensor, labels: Tensor, prior: Prior | None = None) -> float:
     """The T in [0.05, 20] for which logits / T have the lowest cross-entropy (Guo et al. 2017).
 
     logits: float (N, Y). labels: int64 (N,). Targets keep 1 / (N + 2) of their mass for the other
     classes (as Platt 1999 does for two): N images that are all classified correctly would
     otherwise ask for T → 0, certainty that N images cannot give. Of a classifier that is right more
-    often than that it makes too little; where T = 1 is to be expected, a `prior` does the same
-    instead: the standard deviation of log T about 0, before these images were seen.
+    often than that it makes too little; where it is known what to expect, a `prior` does the same
+    instead.
     Cross-entropy is convex in 1 / T, so it has one valley on the scale of log T, and golden-section
     search finds it.
     """
@@ -202,11 +210,12 @@ def fit_temperature(logits: Tensor, labels: Tensor, prior: float | None = None) 
     n, classes = logits.shape
     # PyTorch spreads the mass it takes over all classes, the true one included
     doubt = 0.0 if prior else min(1.0, classes / max(1, classes - 1) / (n + 2))
-    pull = 0.5 / (n * prior**2) if prior else 0.0
+    expected = math.log(prior.temperature) if prior else 0.0
+    pull = 0.5 / (n * prior.spread**2) if prior else 0.0
 
     def loss(log_t: float) -> float:
         found = F.cross_entropy(logits / math.exp(log_t), labels, label_smoothing=doubt)
-        return float(found) + pull * log_t**2
+        return float(found) + pull * (log_t - expected) ** 2
 
     low, high = math.log(0.05), math.log(20.0)
     golden = (math.sqrt(5) - 1) / 2

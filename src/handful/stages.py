@@ -32,6 +32,7 @@ from handful.datasets import Dataset
 from handful.exhibits import Arrays
 from handful.finetune import finetune
 from handful.images import ImageSet
+from handful.metrics import Prior
 from handful.networks import AnyEncoder, Encoder, ProjectionHead, classifier_head
 from handful.partition import Partition, partition, with_pool
 from handful.predictor import Predictor
@@ -388,8 +389,10 @@ def in_folds(
         yield Fold(trained, others, (held == fold).nonzero().squeeze(1))
 
 
-TEMPERATURE_PRIOR = 0.3
-"""Networks of folds are not the one that answers: only many answers of theirs change it by much."""
+PRIOR, PRIOR_OF_SPREAD = Prior(1.0, 0.3), Prior(1.18, 0.08)
+"""Networks of folds are not the one that answers: only many answers of theirs change it by much.
+One that learned from labels that spread is too sure, by about as much whatever was drawn: mean and
+spread of the temperatures that suited five development runs of MNIST best (docs/confidence.md)."""
 
 
 def _calibrated(member: Member, fitted: Callable[..., Trained], trained: Trained) -> Trained:
@@ -422,7 +425,9 @@ def _calibrated(member: Member, fitted: Callable[..., Trained], trained: Trained
     if not parts:
         return trained
     labels = torch.cat([part.labels for _, part in parts])
-    temperature = metrics.fit_temperature(torch.cat(looks), labels, prior=TEMPERATURE_PRIOR)
+    spread = config.pseudo_labels and session.parts.unlabelled
+    prior = PRIOR_OF_SPREAD if spread else PRIOR
+    temperature = metrics.fit_temperature(torch.cat(looks), labels, prior)
     logits = [
         predictor_of(session, one._replace(temperature=temperature)).logits(part)
         for one, part in parts
