@@ -19,6 +19,7 @@ from benchmarks import (
     encoder,
     epoch,
     exact,
+    gpu,
     loss,
     memory,
     page,
@@ -42,9 +43,10 @@ BENCHMARKS: dict[str, Benchmark] = {
     "predict": processes.PREDICT,
     "encoder": encoder.BENCHMARK,
     "scale": scale.BENCHMARK,
+    "gpu": gpu.BENCHMARK,
 }
-APART = "scale"
-"""Takes as long as all others, so it runs only when it is named."""
+APART = "scale", "gpu"
+"""The one takes as long as all others and the other a machine of its own: only when named."""
 
 
 def measure(names: Sequence[str], options: Options) -> None:
@@ -77,7 +79,7 @@ def main() -> None:
     parser.add_argument(
         "names", nargs="*", metavar="NAME",
         help=f"{', '.join(BENCHMARKS)}, or table, which only writes the page; "
-        f"default: all but {APART}",
+        f"default: all but {' and '.join(APART)}",
     )  # fmt: skip
     parser.add_argument(
         "--mnist", type=Path, metavar="DIR", help="where the official idx files are"
@@ -90,7 +92,7 @@ def main() -> None:
     unknown = set(given.names) - BENCHMARKS.keys()
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
-    names = given.names or [name for name in BENCHMARKS if name != APART]
+    names = given.names or [name for name in BENCHMARKS if name not in APART]
     try:
         measure(names, Options(quick=given.quick, slow=given.slow, mnist=given.mnist))
     except ModuleNotFoundError as error:

@@ -1,12 +1,7 @@
-"""What a GPU makes of it: `python -m benchmarks.gpu` prints a JSON row a measurement.
-
-Where there is none it says so. `--device cpu --small` tries every line of it on any machine.
-"""
+"""What a GPU makes of it; where there is none, it says so."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,9 +13,9 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader
 
-from benchmarks import peers
+from benchmarks import cells, peers
 from benchmarks.epoch import Pictures
-from benchmarks.measure import Call, Row, alternate, duel, median
+from benchmarks.measure import Benchmark, Call, Options, Row, alternate, duel, median
 from handful import datasets, devices, experiment
 from handful.config import DataConfig
 from handful.losses import nt_xent
@@ -68,7 +63,7 @@ def digits(device: torch.device, batch: int) -> Row:
     taken = seconds(work, device) / STEPS
     flops = 2 * 3 * 2 * batch * multiply_adds(encoder, 28, 28)  # two views, three passes
     return {
-        "what": "demo's pretext task", "batch": batch, "images_per_second": batch / taken,
+        "what": "demo's pretext task", "images": batch, "images_per_second": batch / taken,
         "share_of_peak": flops / taken / peak(device),
     }  # fmt: skip
 
@@ -121,7 +116,7 @@ def colour(device: torch.device, batch: int, batches: int) -> Row:
     calls = {"ours": awaited(ours, device), "theirs": awaited(theirs, device)}
     found = duel(alternate(calls, ROUNDS), "ours", "theirs")
     rate = {"images_per_second": len(images) / found["ours"]}
-    return {"what": "ResNet-18, 32 × 32, beside lightly's loader", "batch": batch, **rate, **found}
+    return {"what": "ResNet-18 on 32 × 32", "images": batch, **rate, **found}
 
 
 def _loader(images: Tensor, batch: int) -> Any:
@@ -145,7 +140,7 @@ def loss(device: torch.device, n: int) -> Row:
     def work() -> None:
         nt_xent(z_a, z_b, 0.5).backward()  # type: ignore[no-untyped-call]
 
-    row: Row = {"what": "NT-Xent", "n": n, "seconds": seconds(work, device)}
+    row: Row = {"what": "NT-Xent", "images": n, "seconds": seconds(work, device)}
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -162,26 +157,52 @@ def fast(device: torch.device, steps: dict[str, int]) -> Row:
     return {"what": "fast", "seconds": run.summary["seconds"], "stages": run.summary["stages"]}
 
 
+def run(options: Options) -> Iterator[Row]:
+    """On a GPU; with `quick` on the CPU, in sizes that it can bear."""
+    try:
+        device = devices.choose("cpu" if options.quick else "cuda")
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return
+    for row in measurements(device, options.quick):
+        case = " ".join(str(row[key]) for key in ("what", "images") if key in row)
+        yield {"case": case, "cpu": devices.describe(device), **row}
+
+
 def measurements(device: torch.device, small: bool) -> Iterator[Row]:
     for batch in (64,) if small else (125, 2048):
         yield digits(device, batch)
+    yield colour(device, 16 if small else 1024, 1 if small else 8)
     yield loss(device, 512 if small else 65_536)
     yield fast(device, {"pretext.steps": 1, "downstream.steps": 1} if small else {})
-    yield colour(device, 16 if small else 1024, 1 if small else 8)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--small", action="store_true", help="sizes that a CPU can bear")
-    options = parser.parse_args()
-    try:
-        device = devices.choose(options.device)
-    except ValueError as error:
-        sys.exit(str(error))
-    for row in measurements(device, options.small):
-        print(json.dumps({**row, "device": devices.describe(device), **devices.versions()}))
+def _if_there(key: str, cell: cells.Cell) -> cells.Cell:
+    return lambda row: cell(row) if key in row else "–"
 
 
-if __name__ == "__main__":
-    main()
+BENCHMARK = Benchmark(
+    title="On a GPU",
+    about="""The pretext task of `demo` on the digits of `mnist50`, repeated where a batch has more;
+a ResNet-18 as SimCLR has it for small images, in half precision, trained on random 32 × 32 images
+by our views made on the GPU and by lightly's loader, which feeds it the views of its own defaults
+from a worker for each processor; one forward and backward pass of NT-Xent; and the whole recipe
+`fast` in a process that has trained before. *Share of the peak* counts multiplications of
+convolutions against those of one large matrix product in the same type.
+
+The networks for digits are small: a step of a hundred of them takes a GPU as long as launching its
+few hundred operations, and sixteen times the images take three times as long. The whole matrix of
+similarities of 65,536 images would be 69 GB.""",
+    columns={
+        "what": cells.text("what"),
+        "images at once": _if_there("images", cells.number("images")),
+        "images a second": _if_there("images_per_second", cells.number("images_per_second")),
+        "share of the peak": _if_there(
+            "share_of_peak", lambda row: f"{100 * row['share_of_peak']:.1f} %"
+        ),
+        "seconds": _if_there("seconds", cells.seconds("seconds")),
+        "memory, MB": _if_there("megabytes", cells.number("megabytes")),
+        "as fast as lightly": _if_there("ratio", cells.times_as_fast),
+    },
+    run=run,
+)

@@ -21,19 +21,11 @@ they were published, at the versions in `benchmarks/requirements.txt`, with the 
 number of threads unless something else is said."""
 
 
-GPU = """## On a GPU
-
-Not measured: none could be had while this was written. `python -m benchmarks.gpu` measures there
-the pretraining of `mnist50` and its share of the peak, a ResNet-18 at 32 × 32 pixels and batch 1024
-beside lightly's loader feeding the same network, NT-Xent of 65,536 images with its memory, and the
-seconds of `fast`; `--device cpu --small` tries every line of it on any machine."""
-
-
 def page(benchmarks: Mapping[str, Benchmark], rows: Sequence[Row]) -> str:
     parts = [HEAD]
     for name, benchmark in benchmarks.items():
         parts.append(section(name, benchmark, [row for row in rows if row["benchmark"] == name]))
-    return "\n\n".join([*parts, GPU]) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def section(name: str, benchmark: Benchmark, rows: Sequence[Row]) -> str:

@@ -212,9 +212,18 @@ def test_the_measurements_for_a_gpu_run_on_any_machine(monkeypatch: pytest.Monke
     monkeypatch.setattr(gpu, "ROUNDS", 1)
     monkeypatch.setattr(gpu, "STEPS", 1)
     monkeypatch.setattr(gpu, "fast", lambda device, settings: {"what": "fast"})
-    found = list(gpu.measurements(torch.device("cpu"), small=True))
-    assert len(found) == 4
-    assert found[-1]["ratio"] > 0
+    found = list(gpu.run(Options(quick=True)))
+    assert len({row["case"] for row in found}) == len(found) == 4
+    assert found[1]["ratio"] > 0
+    assert all(cell(row) for row in found for cell in gpu.BENCHMARK.columns.values())
+
+
+def test_without_a_gpu_nothing_is_measured_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert list(command.BENCHMARKS["gpu"].run(Options())) == []
+    assert "device cuda is not available here" in capsys.readouterr().err
 
 
 def test_figures_in_readme_and_recipes_are_those_of_the_rows() -> None:
