@@ -25,7 +25,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from benchmarks.accuracy import ROWS as RUNS
-from benchmarks.accuracy import commit_for, mean_of, newest, whole
+from benchmarks.accuracy import commit_for, mean_of, newest, time_of, whole
 from handful import bench, datasets, devices, metrics, networks, propagation, stages
 from handful.bench import Row, read
 from handful.config import RunConfig
@@ -208,11 +208,7 @@ def _made_by(runs: list[Row]) -> str:
     parts = []
     for per_class in sorted({row["per_class"] for row in runs}):
         some = [row for row in runs if row["per_class"] == per_class]
-        seconds = sorted(row["seconds"] for row in some)
-        parts.append(
-            f"{per_class} (commit {some[0]['commit']}), {seconds[0] / 60:.0f} to "
-            f"{seconds[-1] / 60:.0f} minutes"
-        )
+        parts.append(f"{per_class} (commit {some[0]['commit']}), {time_of(some)}")
     return "; ".join(parts)
 
 
@@ -264,7 +260,7 @@ On two CPU cores without AVX-512 as many steps took 22 minutes for the 50,000 de
 and 41 beside other work for the 60,000. The labels then spread to the other images along a graph of
 nearest neighbours in h (Zhou et al. 2004; Iscen et al. 2019), and a classifier learns from all of
 them, beginning with the encoder of the pretext task; then two folds of the labels calibrate it.
-How long a run took beside other work, by the number of labels: {runs}.
+How long a run took (median), by the number of labels, on the CPU beside other work: {runs}.
 
 ## Step by step
 

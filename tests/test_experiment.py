@@ -1204,6 +1204,19 @@ def test_a_fold_keeps_its_labels_from_spreading_and_its_images_out(
     assert run.summary["calibrated_by"].startswith(f"{run.summary['labelled_images']} labelled")
 
 
+def test_who_learned_from_labels_that_spread_is_expected_to_be_too_sure(
+    source: Path, tmp_path: Path
+) -> None:
+    for name, asked, expected in (
+        ("alone", UNSEEN, stages.PRIOR),
+        ("pool", SPREADING, stages.PRIOR_OF_SPREAD),
+    ):
+        with mock.patch.object(metrics, "fit_temperature", wraps=metrics.fit_temperature) as fitted:
+            bare(source, tmp_path / name, **asked | {"downstream__folds": 2})
+        assert fitted.call_args.args[2] == expected
+    assert stages.PRIOR_OF_SPREAD.temperature > stages.PRIOR.temperature == 1
+
+
 def test_what_a_fold_is_to_answer_teaches_it_under_no_name(source: Path, tmp_path: Path) -> None:
     """Each drawn image lies in the pool once more: a copy of it, of the same source."""
     true, drawn = datasets.load, []
