@@ -46,7 +46,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "gpu": gpu.BENCHMARK,
 }
 APART = "scale", "gpu"
-"""The one takes as long as all others and the other a machine of its own: only when named."""
+"""Run only when named: the one takes as long as all others, the other needs a GPU."""
 
 
 def measure(names: Sequence[str], options: Options) -> None:

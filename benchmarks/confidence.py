@@ -60,7 +60,6 @@ def measured(source: str, folder: Path, fonts: Sequence[letters.Font]) -> Row:
         "seed": config.seed,
         "folds": config.downstream.folds,
         "dev": config.data.dev,
-        "device": summary["device"],
         "accuracy": summary["test_accuracy"],
         "calibrated_by": summary["calibrated_by"],
         "temperature": model.temperature,
@@ -230,9 +229,9 @@ would have suited these test images best, which nobody knows beforehand. A run w
 calibrated by its labelled images, each answered by a network that learned from the others. These
 are few: of the temperature something is known beforehand. Where labels spread to a pool, the one
 that suits best was 1.05 to 1.27 in five development runs (draws 0 to 2 at 50 labels, 0 and 1 at
-10), and what is expected of log T has their mean and spread. Commit 2e13072 expected none, within
-0.3: development draw 1 at 50 labels then became too sure (0.82, 22 % over the best). No command
-repeats these five.
+10), and what is expected of log T has their mean and standard deviation. Commit 2e13072 expected 0,
+give or take 0.3: development draw 1 at 50 labels then became too sure (T = 0.82, 22 % over the
+best). No command repeats these five.
 
 | recipe | labels | draws | accuracy | ECE | NLL | over the best | commit |
 |---|---|---|---|---|---|---|---|

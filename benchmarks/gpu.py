@@ -1,4 +1,4 @@
-"""What a GPU makes of it; where there is none, it says so."""
+"""How fast a GPU trains; without one nothing is measured."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def resnet(device: torch.device) -> nn.Module:
     network.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
     network.maxpool = nn.Identity()
     network.fc = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 128))
-    moved: nn.Module = network.to(device, memory_format=torch.channels_last)
-    return moved
+    placed: nn.Module = network.to(device, memory_format=torch.channels_last)
+    return placed
 
 
 def colour(device: torch.device, batch: int, batches: int) -> Row:
@@ -100,7 +100,8 @@ def colour(device: torch.device, batch: int, batches: int) -> Row:
     loader = _loader(images, batch)
 
     def step(x_a: Tensor, x_b: Tensor) -> None:
-        x = torch.cat([x_a, x_b]).to(device, memory_format=torch.channels_last, non_blocking=True)
+        both = [x.to(device, non_blocking=True) for x in (x_a, x_b)]  # pinned, where it was loaded
+        x = torch.cat(both).contiguous(memory_format=torch.channels_last)
         with devices.autocast(device, dtype):
             z_a, z_b = network(x).chunk(2)
         descend(chosen, nt_xent(z_a, z_b, 0.5), network, None)
@@ -166,6 +167,7 @@ def run(options: Options) -> Iterator[Row]:
         return
     for row in measurements(device, options.quick):
         case = " ".join(str(row[key]) for key in ("what", "images") if key in row)
+        # what the page names as the machine is the device here
         yield {"case": case, "cpu": devices.describe(device), **row}
 
 
@@ -190,9 +192,8 @@ from a worker for each processor; one forward and backward pass of NT-Xent; and 
 `fast` in a process that has trained before. *Share of the peak* counts multiplications of
 convolutions against those of one large matrix product in the same type.
 
-The networks for digits are small: a step of a hundred of them takes a GPU as long as launching its
-few hundred operations, and sixteen times the images take three times as long. The whole matrix of
-similarities of 65,536 images would be 69 GB.""",
+The networks for digits are small and forty steps few: twelve checks of the representation, on the
+CPU, are part of them. The whole matrix of similarities of 65,536 images would be 69 GB.""",
     columns={
         "what": cells.text("what"),
         "images at once": _if_there("images", cells.number("images")),

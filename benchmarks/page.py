@@ -12,7 +12,7 @@ HEAD = """# Performance
 
 Made by `python -m benchmarks table` from `benchmarks/performance.jsonl`. `make bench` measures
 anew, with `BENCH_FLAGS="--mnist DIR"` also what needs the official idx files; `make bench-scale`
-measures the last section.
+measures the last section but one, `python -m benchmarks gpu` the last.
 
 Unless a section says otherwise, whatever is compared takes turns in one process: after a warm-up,
 five rounds or more of one turn each, and a turn lasts at least 0.2 s. Figures are medians over the

@@ -260,7 +260,8 @@ On two CPU cores without AVX-512 as many steps took 22 minutes for the 50,000 de
 and 41 beside other work for the 60,000. The labels then spread to the other images along a graph of
 nearest neighbours in h (Zhou et al. 2004; Iscen et al. 2019), and a classifier learns from all of
 them, beginning with the encoder of the pretext task; then two folds of the labels calibrate it.
-How long a run took (median), by the number of labels, on the CPU beside other work: {runs}.
+How long a run took (median), by the number of labels, beside other work where no device is named:
+{runs}.
 
 ## Step by step
 

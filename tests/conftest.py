@@ -79,7 +79,7 @@ def idx_folder(
 @pytest.fixture(scope="session")
 def gpu() -> torch.device:
     if not torch.cuda.is_available():
-        pytest.skip("needs a GPU of CUDA")
+        pytest.skip("needs CUDA")
     return torch.device("cuda")
 
 

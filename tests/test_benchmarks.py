@@ -242,6 +242,16 @@ def test_figures_in_readme_and_recipes_are_those_of_the_rows() -> None:
             assert f"(worst {min(tested):.2f})" in reaches
 
 
+def test_times_are_apart_for_each_device() -> None:
+    def row(device: str, seconds: float) -> dict[str, Any]:
+        return {"device": device, "seconds": seconds}
+
+    slow = [row("cpu, 2 threads", seconds) for seconds in (700.4, 500.0, 900.0)]
+    assert accuracy.time_of(slow) == "700 s"
+    both = [row("NVIDIA H200", 36.9), *slow, row("NVIDIA H200", 34.7)]
+    assert accuracy.time_of(both) == "37 s (NVIDIA H200), 700 s"
+
+
 def test_the_interval_of_a_mean_accuracy_ends_at_all_and_nothing() -> None:
     assert accuracy.mean_of([99.0, 99.9]) == "99.45 ± 0.64 (93.73 to 100.00)"
     assert accuracy.mean_of([0.1, 1.0], signed=True) == "+0.55 ± 0.64 (-5.17 to +6.27)"

@@ -159,7 +159,9 @@ def test_every_recipe_looks_at_images_that_are_not_its_own(
     assert fitted(config, photos).downstream.views == MILD_GENERAL
     assert fitted(config, few).preset == "digits"
     bundled = recipe_for("mnist50", name)
-    assert fitted(config, few).pretext.views == fitted(bundled, few).pretext.views
+    for stage in ("pretext", "downstream"):
+        views, known = (getattr(fitted(one, few), stage).views for one in (config, bundled))
+        assert views == known == getattr(config, stage).views
 
 
 def test_a_preset_that_was_asked_for_stands(photos: ImageSet, few: ImageSet) -> None:
@@ -176,6 +178,13 @@ def test_one_view_that_somebody_set_leaves_the_others_to_the_preset(photos: Imag
     assert config.pretext.views == expected
     assert config.downstream.views == MILD_GENERAL
     # what was fitted stays: a run's config.toml repeats it
+    assert suited(config, photos) == config
+
+
+def test_a_recipe_with_views_of_its_own_keeps_what_somebody_set(photos: ImageSet) -> None:
+    asked = {"downstream.views.stroke": 0.3}
+    config = suited(RECIPES["ensemble"].config.updated(asked), photos, asked)
+    assert config.downstream.views == MILD_GENERAL.model_copy(update={"stroke": 0.3})
     assert suited(config, photos) == config
 
 

@@ -54,9 +54,10 @@ def _computes_bfloat16(device: torch.device) -> bool:
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on `device`; CUDA is not waited for, as PyTorch would for each small one.
+    """The tensor on `device`, where CUDA is not waited for, as PyTorch otherwise would.
 
-    From ordinary memory that is safe: it is read before this returns.
+    Safe from pageable memory, which CUDA copies before this returns; not from pinned memory that
+    is changed afterwards.
     """
     return tensor.to(device, non_blocking=device.type == "cuda")
 

@@ -157,7 +157,7 @@ def evaluate(logits: Tensor, labels: Tensor) -> Report:
             f"labels to score must lie between 0 and {classes - 1}, got {int(labels.min())} to "
             f"{int(labels.max())}; leave unlabelled images out"
         )
-    logits, labels = logits.detach().cpu().double(), labels.cpu()  # MPS has no float64
+    logits, labels = _exact(logits.detach()).cpu(), labels.cpu()
     log_p = F.log_softmax(logits, dim=1)
     p = log_p.exp()
     confusion = torch.bincount(labels * classes + p.argmax(dim=1), minlength=classes**2)
@@ -187,6 +187,11 @@ def _per_class(confusion: Tensor) -> list[dict[str, float]]:
     ]
 
 
+def _exact(values: Tensor) -> Tensor:
+    """In float64; MPS has none, so from there on the CPU."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
+
+
 class Prior(NamedTuple):
     """What is expected of a temperature before any answer is seen: log T is normal."""
 
@@ -201,12 +206,13 @@ def fit_temperature(logits: Tensor, labels: Tensor, prior: Prior | None = None) 
     logits: float (N, Y). labels: int64 (N,). Targets keep 1 / (N + 2) of their mass for the other
     classes (as Platt 1999 does for two): N images that are all classified correctly would
     otherwise ask for T → 0, certainty that N images cannot give. Of a classifier that is right more
-    often than that it makes too little; where it is known what to expect, a `prior` does the same
-    instead.
+    often than that it makes too little; where it is known what T to expect, a `prior` takes their
+    place.
     Cross-entropy is convex in 1 / T, so it has one valley on the scale of log T, and golden-section
     search finds it.
     """
-    logits, labels = logits.detach().cpu().double(), labels.cpu()  # MPS has no float64
+    logits = _exact(logits.detach())
+    labels = labels.to(logits.device)
     n, classes = logits.shape
     # PyTorch spreads the mass it takes over all classes, the true one included
     doubt = 0.0 if prior else min(1.0, classes / max(1, classes - 1) / (n + 2))
@@ -286,11 +292,12 @@ def knn_accuracy(
     """
     if len(bank_h) == 0 or len(h) == 0:
         raise ValueError(f"kNN needs images on both sides, got {len(bank_h)} and {len(h)}")
-    bank = F.normalize(bank_h.double(), dim=1)
+    bank = F.normalize(_exact(bank_h), dim=1)
+    bank_labels, labels = bank_labels.to(bank.device), labels.to(bank.device)
     classes = int(bank_labels.max()) + 1
     right = 0
     for rows, truth in zip(h.split(ROWS), labels.split(ROWS), strict=True):
-        similarity = F.normalize(rows.double(), dim=1) @ bank.T
+        similarity = F.normalize(_exact(rows), dim=1) @ bank.T
         nearest, where = similarity.topk(min(k, len(bank)), dim=1)  # (R, k), nearest first
         voters = bank_labels[where]
         votes = nearest.new_zeros(len(rows), classes)

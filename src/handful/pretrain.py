@@ -149,7 +149,7 @@ def _stop_if_ill(row: dict[str, Any]) -> None:
 
 def _knn(encoder: Encoder, images: ImageSet, validation: ImageSet) -> float:
     bank = images.labelled()
-    sides = [
-        (represent(encoder, side.images).cpu(), side.labels.cpu()) for side in (bank, validation)
-    ]
-    return knn_accuracy(*sides[0], *sides[1])
+    return knn_accuracy(
+        represent(encoder, bank.images), bank.labels,
+        represent(encoder, validation.images), validation.labels,
+    )  # fmt: skip

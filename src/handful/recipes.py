@@ -128,8 +128,8 @@ BEST = RunConfig(
     ),
 )
 LIVELY_DIGITS = MILD_DIGITS.model_copy(update={"elastic": 0.016, "stroke": 0.3, "cutout": 0.12})
-"""Of these the pen still changes a little. Between two such lists that were both better than
-MILD_DIGITS for the networks of `ensemble`, on development draws 0-9."""
+"""Views that still change the pen a little, for `ensemble`: they lie between two lists of which
+development draws 0-9 chose either over MILD_DIGITS (docs/results.md)."""
 COLUMNS: tuple[Column, ...] = ("upright_harmonic", "harmonic", "upright")
 
 POOL = BEST.updated(
@@ -322,7 +322,8 @@ def suited(config: RunConfig, images: ImageSet, chosen: Collection[str] = ()) ->
     """The same configuration with the kind of views that fits the images.
 
     Recipes have views for digits. Others get those of their preset instead, field by field: not
-    where a field has another value than the recipe's, nor where its dotted key is among `chosen`,
+    where a field has another value than in the recipe (of a name that is none, in `standard`), nor
+    where its dotted key is among `chosen`,
     those that somebody set. A preset that stands and that nobody chose was applied before.
     """
     if config.preset == "auto":
@@ -332,15 +333,15 @@ def suited(config: RunConfig, images: ImageSet, chosen: Collection[str] = ()) ->
     if config.preset == "digits":
         return config
     changes = {}
-    own = RECIPES[config.recipe if config.recipe in RECIPES else "standard"].config
+    own = RECIPES.get(config.recipe, RECIPES["standard"]).config
     rich, mild = PRESETS[config.preset]
-    for stage, views, digits, wanted in (
+    for stage, views, usual, wanted in (
         ("pretext", config.pretext.views, own.pretext.views, rich),
         ("downstream", config.downstream.views, own.downstream.views, mild),
     ):
         for name, value in wanted:
             key = f"{stage}.views.{name}"
-            if getattr(views, name) == getattr(digits, name) and key not in chosen:
+            if getattr(views, name) == getattr(usual, name) and key not in chosen:
                 changes[key] = value
     if "network.columns" not in chosen:  # what no pen wrote has no slant
         changes["network.columns"] = [

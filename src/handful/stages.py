@@ -340,7 +340,7 @@ def _lessons(member: Member, labelled: ImageSet, apart: Tensor | None = None) ->
     reach are of other classes and teach nothing.
     """
     session, parts = member.session, member.session.parts
-    if not session.config.downstream.pseudo_labels or not parts.unlabelled:
+    if not _spreads(session):
         return Lessons(labelled)
     pool = parts.pool
     if apart is not None:
@@ -355,6 +355,11 @@ def _lessons(member: Member, labelled: ImageSet, apart: Tensor | None = None) ->
     if unfamiliar:
         session.say(f"left out: {unfamiliar:,} of them, which are like none that has a label")
     return Lessons(learned, unfamiliar)
+
+
+def _spreads(session: Session) -> bool:
+    """Whether there are unlabelled images that labels shall spread to."""
+    return session.config.downstream.pseudo_labels and session.parts.unlabelled > 0
 
 
 def fitting(member: Member) -> Callable[..., Trained]:
@@ -389,10 +394,12 @@ def in_folds(
         yield Fold(trained, others, (held == fold).nonzero().squeeze(1))
 
 
-PRIOR, PRIOR_OF_SPREAD = Prior(1.0, 0.3), Prior(1.18, 0.08)
-"""Networks of folds are not the one that answers: only many answers of theirs change it by much.
-One that learned from labels that spread is too sure, by about as much whatever was drawn: mean and
-spread of the temperatures that suited five development runs of MNIST best (docs/confidence.md)."""
+PRIOR = Prior(1.0, 0.3)
+"""Networks of folds are not the one that answers: only many answers of theirs change it by much."""
+PRIOR_OF_SPREAD = Prior(1.18, 0.08)
+"""Of a classifier that learned from labels that spread, which makes it too sure: mean and standard
+deviation of log T in five development runs of `pool` on MNIST, T being what suited them best
+(docs/confidence.md)."""
 
 
 def _calibrated(member: Member, fitted: Callable[..., Trained], trained: Trained) -> Trained:
@@ -400,7 +407,8 @@ def _calibrated(member: Member, fitted: Callable[..., Trained], trained: Trained
 
     Each fold is answered by a network that begins as `trained` did and learns from the other folds,
     and from the pool what spreads from those, for `fold_share` of its length. `encoder` and `head`,
-    with which `fitted` begins, must not have seen the labels.
+    with which `fitted` begins, must not have seen the labels. Where no image can be held out, of
+    one a class for example, the temperature stays as it is.
     """
     session = member.session
     images, config = session.parts.final, session.config.downstream
@@ -425,8 +433,7 @@ def _calibrated(member: Member, fitted: Callable[..., Trained], trained: Trained
     if not parts:
         return trained
     labels = torch.cat([part.labels for _, part in parts])
-    spread = config.pseudo_labels and session.parts.unlabelled
-    prior = PRIOR_OF_SPREAD if spread else PRIOR
+    prior = PRIOR_OF_SPREAD if _spreads(session) else PRIOR
     temperature = metrics.fit_temperature(torch.cat(looks), labels, prior)
     logits = [
         predictor_of(session, one._replace(temperature=temperature)).logits(part)

@@ -137,12 +137,12 @@ def _inside_frame(
         ],
         1,
     )  # (N, 4, 2)
-    moved = corners @ matrix.transpose(1, 2)
+    turned = corners @ matrix.transpose(1, 2)
     limit = _limit(x.shape[2], x.shape[3], x.device)
-    extent = (moved.amax(1) - moved.amin(1)) / 2
+    extent = (turned.amax(1) - turned.amin(1)) / 2
     shrink = (limit / extent).amin(1).clamp(max=1)[:, None]
-    moved = moved * shrink[:, None]
-    shift = torch.minimum(torch.maximum(shift, -limit - moved.amin(1)), limit - moved.amax(1))
+    turned = turned * shrink[:, None]
+    shift = torch.minimum(torch.maximum(shift, -limit - turned.amin(1)), limit - turned.amax(1))
     return matrix * shrink[:, None], shift
 
 
@@ -307,9 +307,9 @@ def expand(
     found = room(len(images), 1 + copies, *shape)
     groups = zip(images.images.split(SOURCES_AT_ONCE), found.split(SOURCES_AT_ONCE), strict=True)
     for originals, both in groups:  # copies as floats need much memory
-        moved = view(originals.repeat_interleave(copies, 0), config, generator)
+        copied = view(originals.repeat_interleave(copies, 0), config, generator)
         both[:, 0] = originals
-        both[:, 1:] = (moved * 255).round().to(torch.uint8).view(-1, copies, *shape)
+        both[:, 1:] = (copied * 255).round().to(torch.uint8).view(-1, copies, *shape)
     times = 1 + copies
     return replace(
         images,
