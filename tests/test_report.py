@@ -348,9 +348,13 @@ def test_without_pretext_the_pipeline_is_drawn_as_far_as_it_went(tmp_path: Path)
 
 
 def test_curves_are_explained_as_far_as_there_are_any(tmp_path: Path, page: Page) -> None:
-    explained = ("Health of the pretext task", "Validation loss is")
+    by_validation = ("kNN accuracy (", "Validation loss is")
+    explained = ("Health of the pretext task", *by_validation)
     assert all(words in page.text for words in explained)
     run = write_run(tmp_path / "run", without=EVERY_ARRAY, validation_accuracy=None)
+    unseen = Page(report.build(run))
+    assert "Health of the pretext task: effective rank (" in unseen.text
+    assert not any(words in unseen.text for words in by_validation)
     plain = RunConfig().updated({"pretext.steps": 0}).to_toml()
     (run / "config.toml").write_text(HEADER + plain, encoding="utf-8")
     short = Page(report.build(run))
