@@ -323,8 +323,8 @@ def suited(config: RunConfig, images: ImageSet, chosen: Collection[str] = ()) ->
 
     Recipes have views for digits. Others get those of their preset instead, field by field: not
     where a field has another value than in the recipe (of a name that is none, in `standard`), nor
-    where its dotted key is among `chosen`,
-    those that somebody set. A preset that stands and that nobody chose was applied before.
+    where its dotted key is among `chosen`, those that somebody set. A preset that stands and that
+    nobody chose was applied before.
     """
     if config.preset == "auto":
         config = config.updated({"preset": "digits" if ink_on_black(images) else "general"})
