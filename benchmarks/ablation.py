@@ -1,11 +1,11 @@
 """What each piece of the method is worth: one change at a time, on development images alone.
 
-python -m benchmarks.ablation run DIR [--per-class 50] [--draws 0-3] [--jobs 2] [VARIANT ...]
+python -m benchmarks.ablation run DIR [--per-class 50] [--draws 0-19] [--jobs 2] [VARIANT ...]
 python -m benchmarks.ablation table
 
 Every variant sends the same number of images through the encoder. `run` appends a row a run to
 benchmarks/ablation.jsonl and leaves out what is there already for the same commit; `table` writes
-docs/ablation.md from the newest rows of each variant.
+docs/ablation.md from the newest row of each variant and draw.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "ablation.md"
 PER_CLASS, IMAGES, BATCH = 50, 120_000, 125
 
 
+Runs = Mapping[tuple[str | None, int, str | None], Row]
+"""By variant, draw and commit."""
 SAME = 0.01
 """Share by which numbers of images may differ and be called the same: batches are whole."""
 
@@ -227,19 +229,15 @@ def page(rows: Sequence[Row]) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    """Of each variant the runs of its newest commit count, beside the base's of the same commit."""
-    found: dict[tuple[str, str | None], dict[int, Row]] = {}
-    newest: dict[str, str | None] = {}
-    for row in rows:
-        newest[row["variant"]] = row["commit"]
-        found.setdefault((row["variant"], row["commit"]), {})[row["draw"]] = row
+    """Of each variant and draw the newest run counts, beside others of the same commit."""
+    found = {(row["variant"], row["draw"], row["commit"]): row for row in rows}
+    newest = {(row["variant"], row["draw"]): row for row in rows}
     lines = []
     for name in VARIANTS:
-        if commit := newest.get(name):
-            base = found.get(("base", commit), {})
-            without = found.get((VARIANTS[name].without or "", commit), {})
-            lines.append(_line(name, found[name, commit], base, without))
-    commits = ", ".join(dict.fromkeys(commit or "uncommitted" for commit in newest.values()))
+        own = [row for (variant, _), row in newest.items() if variant == name]
+        if own:
+            lines.append(_line(name, own, found))
+    commits = ", ".join(dict.fromkeys(row["commit"] or "uncommitted" for row in newest.values()))
     first = rows[0]
     title = (
         f"## {first['per_class']} labels a class, {_encoded(first):,} images through the encoder"
@@ -257,27 +255,29 @@ def _encoded(row: Row) -> int:
     return int(sum(row["images_through_encoder"].values()))
 
 
-def _line(
-    name: str, rows: Mapping[int, Row], base: Mapping[int, Row], without: Mapping[int, Row]
-) -> str:
-    accuracies = [100 * row["test_accuracy"] for row in rows.values()]
-    single = [100 * row["test_accuracy_single_view"] for row in rows.values()]
+def _line(name: str, rows: Sequence[Row], found: Runs) -> str:
+    accuracies = [100 * row["test_accuracy"] for row in rows]
+    single = [100 * row["test_accuracy_single_view"] for row in rows]
     cells = [
         name,
         VARIANTS[name].about,
         str(len(rows)),
         f"{sum(accuracies) / len(accuracies):.2f}",
         f"{sum(single) / len(single):.2f}",
-        "–" if name == "base" else _gain(rows, base),
-        _gain(rows, without),
+        "–" if name == "base" else _gain(rows, found, "base"),
+        _gain(rows, found, VARIANTS[name].without),
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def _gain(rows: Mapping[int, Row], others: Mapping[int, Row]) -> str:
-    """In points over the others, draw by draw."""
-    both = sorted(rows.keys() & others.keys())
-    gains = [100 * (rows[d]["test_accuracy"] - others[d]["test_accuracy"]) for d in both]
+def _gain(rows: Sequence[Row], found: Runs, over: str | None) -> str:
+    """In points over that variant, draw by draw."""
+    others = [found.get((over, row["draw"], row["commit"])) for row in rows]
+    gains = [
+        100 * (row["test_accuracy"] - other["test_accuracy"])
+        for row, other in zip(rows, others, strict=True)
+        if other
+    ]
     return mean_of(gains, signed=True) if gains else "–"
 
 
@@ -288,7 +288,7 @@ labels drawn from training images 0–49,999, accuracy in per cent on training i
 seed 0; the test files stay shut. Such figures choose recipes and are no results.
 
 Every variant sends as many images through the encoder in training and makes one change, or two, in
-the base. *Gain* is the paired difference to the base over draws; *over the same without* that to
+the base. *Gain* is the paired difference to the base, draw by draw; *over the same without* that to
 the same training without contrast, whose images go to cross-entropy instead, or of a `wider` one
 without what its name adds: mean ± standard deviation
 (95 % interval of the mean, Student's t). Draws are few: only what stands clear of zero says
@@ -298,7 +298,7 @@ The base is `fast` with {base}.
 
 {tables}
 
-Repeat: `python -m benchmarks.ablation run DIR --per-class 50 --draws 0-3`, and the same with
+Repeat: `python -m benchmarks.ablation run DIR --per-class 50 --draws 0-19`, and the same with
 `--per-class 10 --draws 0-1`, DIR with the four idx files.
 """
 _HEAD = """| variant | what it is | draws | accuracy | single view | gain | over the same without |
@@ -312,7 +312,7 @@ def main() -> None:
     runner.add_argument("source")
     runner.add_argument("variants", nargs="*", metavar="VARIANT", help=", ".join(VARIANTS))
     runner.add_argument("--per-class", type=int, default=PER_CLASS)
-    runner.add_argument("--draws", type=whole, default=range(4))
+    runner.add_argument("--draws", type=whole, default=TUNED_ON)
     runner.add_argument("--jobs", type=int, default=1)
     runner.add_argument("--threads", type=int, help="of each run")
     runner.set_defaults(call=run)

@@ -31,8 +31,10 @@ from handful.bench import Row, read
 from handful.config import RunConfig
 from handful.datasets import Dataset
 from handful.images import UNLABELLED
+from handful.pretext import place_of_pretext, pretext_task
 from handful.recipes import RECIPES
-from handful.stages import Member, Session, Trained
+from handful.session import Member, Session, members_of, plan
+from handful.stages import Trained
 from handful.wording import numbers
 
 HERE = Path(__file__).parents[1]
@@ -56,18 +58,18 @@ def begun(options: argparse.Namespace, per_class: int, draw: int, classes: int =
     config = RECIPES["pool"].config.updated(changes)
     dataset = _of(datasets.load(config.data), classes)
     member = _member(config, dataset)
-    stages.pretext_task(member)
+    pretext_task(member)
     return member
 
 
 def _member(config: RunConfig, dataset: Dataset) -> Member:
-    config, parts = stages.planned(config, dataset)
+    config, parts = plan(config, dataset)
     device = devices.choose(config.device)
     show: Callable[[Row], None] = lambda row: None  # noqa: E731
     session = Session(
         config, device, dataset, parts, None, show, lambda line: print(line, flush=True)
     )
-    return stages.members(session)[0]
+    return members_of(session)[0]
 
 
 def _of(dataset: Dataset, classes: int) -> Dataset:
@@ -94,7 +96,7 @@ _known: dict[Path | None, tuple[Tensor, Tensor]] = {}
 
 def _represented(member: Member) -> tuple[Tensor, Tensor]:
     """Of all images of the pretext task, which no draw moves, and of the test images."""
-    place = stages.place_of_pretext(member)
+    place = place_of_pretext(member)
     parts = member.session.parts
     assert parts.test is not None
     if place not in _known:

@@ -25,6 +25,7 @@ from handful.networks import ConvNet, represent
 from handful.pictures import Preparation
 from handful.predictor import Predictor
 from handful.recipes import compose
+from handful.session import Session, members_of, plan
 from handful.stages import from_the_start
 
 Answered = Callable[..., str]
@@ -295,10 +296,10 @@ def test_a_seed_decides_what_an_architecture_drops() -> None:
         torch.manual_seed(seed)
         before = torch.get_rng_state()
         dataset = Dataset(images, None, "", Preparation("letterbox", 32, 3), ())
-        asked, parts = stages.planned(settings, dataset)
+        asked, parts = plan(settings, dataset)
         quiet: Any = lambda *_: None  # noqa: E731
-        session = stages.Session(asked, torch.device("cpu"), dataset, parts, None, quiet, quiet)
-        found = stages.train_classifier(stages.members(session))
+        session = Session(asked, torch.device("cpu"), dataset, parts, None, quiet, quiet)
+        found = stages.train_classifier(members_of(session))
         assert torch.equal(torch.get_rng_state(), before)
         return found.classifier.weight.detach()
 

@@ -410,6 +410,22 @@ def test_an_ablation_pairs_each_draw_with_the_base() -> None:
     assert joint.count("+0.20 ± 0.14 (-1.07 to +1.47)") == 2
 
 
+def test_an_ablation_pairs_runs_of_one_commit_and_counts_draws_of_all() -> None:
+    def by(commit: str, *found: tuple[str, int, float]) -> list[dict[str, Any]]:
+        return [ablated(*one) | {"commit": commit} for one in found]
+
+    found = ablation.page(
+        by("old", ("base", 0, 0.90), ("joint 0.3", 0, 0.92), ("base", 1, 0.5))
+        + by("new", ("base", 1, 0.90), ("joint 0.3", 1, 0.94), ("joint 0.3", 2, 0.9))
+        + by("newer", ("base", 2, 0.7))
+    )
+    base, joint = (line for line in found.splitlines() if line.startswith(("| base", "| joint")))
+    assert "| 3 | 83.33 |" in base
+    assert "| 3 | 92.00 |" in joint
+    assert joint.count("+3.00 ± 1.41") == 2  # the third has no base of its commit
+    assert "Commits: old, new, newer." in found
+
+
 def test_an_ablation_tells_what_of_a_gain_is_of_the_contrast() -> None:
     found = ablation.page(
         [

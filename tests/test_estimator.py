@@ -21,7 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import estimator_checks_generator, parametrize_with_checks
 
-from handful import SimCLRClassifier, SimCLREncoder, datasets, stages
+from handful import SimCLRClassifier, SimCLREncoder, datasets, estimator, pretext, stages
 from handful.config import ViewsConfig
 from handful.datasets import Dataset
 from handful.predictor import Predictor
@@ -92,8 +92,8 @@ def test_an_answer_does_not_depend_on_its_neighbours(
 
 
 def test_those_checks_are_many_and_of_two_dimensions() -> None:
-    for estimator, least in ((CHECKED, 50), (CHECKED_ENCODER, 40)):
-        tags = estimator.__sklearn_tags__()
+    for one, least in ((CHECKED, 50), (CHECKED_ENCODER, 40)):
+        tags = one.__sklearn_tags__()
         assert tags.input_tags.two_d_array
         assert not tags.no_validation
         assert not tags.non_deterministic
@@ -233,14 +233,15 @@ def test_images_without_a_label_join_the_pretext_task_alone(
     labels[40:] = -1
 
     seen: dict[str, list[int]] = {}
-    for name, function in (("pretrain", stages.pretrain), ("finetune", stages.finetune)):
+    for module, name in ((pretext, "pretrain"), (stages, "finetune")):
+        function = getattr(module, name)
 
         def watched(*args: Any, name: str = name, function: Any = function, **more: Any) -> Any:
             (given,) = (one for one in args if isinstance(one, datasets.ImageSet))
             seen[name] = [len(given), int((given.labels < 0).sum())]
             return function(*args, **more)
 
-        monkeypatch.setattr(stages, name, watched)
+        monkeypatch.setattr(module, name, watched)
     model = quick().fit(images, labels)
     assert seen == {"pretrain": [80, 40], "finetune": [40, 0]}
     assert -1 not in model.classes_
@@ -514,6 +515,6 @@ def test_an_encoder_of_several_networks_has_all_their_features() -> None:
 
 def test_a_length_that_is_left_open_is_fitted_to_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.random.default_rng(0).integers(0, 256, (8, 20, 20), np.uint8)
-    monkeypatch.setattr(stages, "pretext_task", lambda _: 0)  # only how long it would be
+    monkeypatch.setattr(estimator, "pretext_task", lambda _: 0)  # only how long it would be
     encoder = SimCLREncoder(width=4, random_state=0).fit(images)
     assert encoder.config_.pretext.steps == 60_000 // 2 // 8

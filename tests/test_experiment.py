@@ -27,6 +27,7 @@ from handful import (
     metrics,
     networks,
     partition,
+    pretext,
     report,
     runs,
     splits,
@@ -366,7 +367,7 @@ def test_the_configuration_in_the_folder_repeats_the_run(whole: Whole, tmp_path:
 def test_a_complete_run_is_not_done_again(whole: Whole) -> None:
     said: list[str] = []
     times = {path: path.stat().st_mtime_ns for path in whole.path.rglob("*")}
-    with mock.patch.object(stages, "pretrain", side_effect=AssertionError):
+    with mock.patch.object(pretext, "pretrain", side_effect=AssertionError):
         again = experiment.run(whole.config, whole.path, say=said.append)
     assert again.summary == whole.summary
     assert "is complete: nothing to do" in said[-1]
@@ -403,7 +404,7 @@ class Watched:
         self.images: dict[str, set[bytes]] = {}
         self.labelled: dict[str, set[bytes]] = {}
         self.began: dict[str, Tensor] = {}
-        real = stages.pretrain, stages.finetune
+        real = pretext.pretrain, stages.finetune
 
         def pretrain(encoder: ConvNet, head: Any, images: Any, *rest: Any, **options: Any) -> int:
             self._note("pretext", encoder, images)
@@ -414,7 +415,7 @@ class Watched:
             return real[1](encoder, classifier, images, *rest, **kw)
 
         with ExitStack() as stack:
-            stack.enter_context(mock.patch.object(stages, "pretrain", pretrain))
+            stack.enter_context(mock.patch.object(pretext, "pretrain", pretrain))
             stack.enter_context(mock.patch.object(stages, "finetune", finetune))
             self.run = bare(source, out, **settings)
 
@@ -1104,6 +1105,22 @@ def test_labels_of_another_draw_are_others_to_a_loss_that_sees_them(
     settings = POOLED | {"pretext__loss": "sup_con"}
     bare(source, tmp_path / "first", **settings, data__draw=1)
     assert "pretext" in rows_of(bare(source, tmp_path / "other", **settings, data__draw=2))
+
+
+def test_another_number_of_threads_takes_what_there_is(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They sum in another order, so that the last bits of the mean are others."""
+    monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path / "cache"))
+    true = ConvNet.normalise_to
+
+    def rounded_otherwise(self: ConvNet, images: Tensor) -> None:
+        true(self, images)
+        self.mean *= 1 + 1e-6
+
+    bare(source, tmp_path / "first", **POOLED)
+    monkeypatch.setattr(ConvNet, "normalise_to", rounded_otherwise)
+    assert bare(source, tmp_path / "again", **POOLED).summary["pretext_taken"]
 
 
 def test_a_damaged_or_unwritable_cache_stops_no_run(

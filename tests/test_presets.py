@@ -14,7 +14,7 @@ from torch import Tensor
 from handful import experiment, presets, runs
 from handful.config import RunConfig
 from handful.recipes import MILD_LETTERS, RICH_LETTERS
-from handful.stages import Session
+from handful.session import Session
 
 TINY = {
     "recipe": "fast",

@@ -30,8 +30,9 @@ from handful.layouts import Array, Layout, Shape, framed
 from handful.optim import OnRow
 from handful.pictures import Preparation, is_prepared_digit
 from handful.predictor import Predictor
+from handful.pretext import pretext_task
 from handful.recipes import laid_over, recipe_for
-from handful.stages import Row, Session
+from handful.session import Row, Session, members_of, plan
 
 ELSEWHERE = {
     "recipe": "the parameter recipe says that",
@@ -143,7 +144,7 @@ class _Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     def _session(self, dataset: Dataset, on_row: OnRow | None) -> Session:
         config, chosen = self._config()
         device = devices.choose(config.device)
-        config, parts = stages.planned(config, dataset, chosen)
+        config, parts = plan(config, dataset, chosen)
         return Session(config, device, dataset, parts, None, on_row or self._show, self._say)
 
     def _say(self, line: str) -> None:
@@ -288,9 +289,9 @@ class SimCLRClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
                 f"the pretext task, and recipe {self.recipe} has none",
                 stacklevel=2,
             )
-        members = stages.members(session)
+        members = members_of(session)
         for member in members:
-            stages.pretext_task(member)
+            pretext_task(member)
         trained = stages.train_classifier(members)
         self.classes_, self.layout_, self.config_ = classes, layout, session.config
         self.validation_accuracy_ = trained.validation.accuracy if trained.validation else None
@@ -358,9 +359,9 @@ class SimCLREncoder(_Estimator):
                 "else: take another recipe or set pretext_steps"
             )
         self._say(f"to learn from: {images.describe()}")
-        members = stages.members(session)
+        members = members_of(session)
         for member in members:
-            stages.pretext_task(member)
+            pretext_task(member)
         self.layout_, self.config_ = layout, session.config
         self.predictor_ = stages.predictor_of(session, stages.representation(members))
         return self

@@ -29,9 +29,11 @@ from handful.images import ImageSet
 from handful.networks import AnyEncoder, Encoder, ProjectionHead
 from handful.partition import Partition
 from handful.predictor import Predictor
+from handful.pretext import place_of_pretext, pretext_task
 from handful.recipes import laid_over, recipe_for, sized, suited
+from handful.session import Member, Row, Session, members_of, plan
 from handful.splits import batches_per_epoch
-from handful.stages import Member, Row, Session, Trained
+from handful.stages import Trained
 from handful.tracking import Board
 
 VALIDATION_OF = {
@@ -115,7 +117,7 @@ def run(
     if known is not None and not overwrite:  # what was found once is not looked for again
         asked, chosen = asked.updated({"preset": known}), {*chosen, "preset"}
     folder = runs.RunFolder(out)
-    planned = stages.planned(asked, dataset, chosen)
+    planned = plan(asked, dataset, chosen)
     session = Session(planned[0], device, dataset, planned[1], folder, on_row, say, board)
     del planned  # its images may be many, and others may take their place
     for note in _leaks(session.config, session.parts):
@@ -126,7 +128,7 @@ def run(
     # before the folder is claimed: a network that cannot be built leaves none behind; what is
     # complete needs none, nor the weights that it began with
     done = folder.state() == "complete" and not overwrite
-    members = [] if done else stages.members(session)
+    members = [] if done else members_of(session)
     claimed = runs.claim(out, config, overwrite)
     if isinstance(claimed, dict):
         say(f"{out} is complete: nothing to do" + ", and nothing to track" * (board is not None))
@@ -182,7 +184,7 @@ def _carry_out(session: Session, members: Sequence[Member]) -> tuple[dict[str, A
     config, parts = session.config, session.parts
     first = members[0]
     _announce(first)
-    seen = sum(map(stages.pretext_task, members))
+    seen = sum(map(pretext_task, members))
     trained = stages.train_classifier(members)
     predictor = stages.predictor_of(session, trained, known=parts.final)
     summary = _described(members, trained, seen)
@@ -251,7 +253,7 @@ def _announce(member: Member) -> None:
     assert pretext.steps is not None and downstream.steps is not None
     keeping = len(parts.everything) > len(parts.final)
     first = 2 * pretext.steps * _batch(parts.pretext, pretext.batch_size)
-    kept = stages.place_of_pretext(member)
+    kept = place_of_pretext(member)
     if kept is not None and kept.is_dir():
         first = 0
     lessons = parts.pretext if downstream.pseudo_labels else parts.final

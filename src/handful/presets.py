@@ -15,8 +15,8 @@ from handful import networks, stages
 from handful.config import RunConfig
 from handful.metrics import fit_temperature
 from handful.recipes import suited
+from handful.session import Session, member_of
 from handful.splits import folds
-from handful.stages import Session
 from handful.wording import duration
 
 TRIED = ("letters", "general", "natural", "texture")
@@ -55,7 +55,7 @@ def tried(session: Session, asked: RunConfig, chosen: Collection[str]) -> Trial 
     count = int((held >= 0).sum())
     if count < FEWEST:
         return None
-    each = networks.seconds_per_image(stages.member_of(session).encoder, images.images)
+    each = networks.seconds_per_image(member_of(session).encoder, images.images)
     guess = _guess(images.labels[held >= 0])
     for lessons in LESSONS:
         seconds = max(1, round(each * lessons * FOLDS * len(TRIED)))
@@ -115,7 +115,7 @@ def _losses(session: Session, config: RunConfig, held: Tensor, lessons: int) -> 
     changes = {"steps": _steps(config, lessons), "curriculum": 1.0}
     short = stages.from_the_start(config).model_copy(update=changes)
     quiet = replace(session, config=config, show=lambda row: None, board=None, stages={})
-    member = stages.member_of(quiet)
+    member = member_of(quiet)
     images = session.parts.fit
     logits, labels = [], []
     for fold in stages.in_folds(stages.fitting(member), images, short, held, "presets"):

@@ -1,49 +1,33 @@
-"""The stages of a run: pretext task, classifier, test, control. Each says what it cost."""
+"""What follows the pretext task of a run: classifier, test, control. Each says what it cost."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from handful import (
-    backbones,
-    checkpoints,
-    devices,
     exhibits,
     metrics,
     networks,
     propagation,
-    storage,
 )
-from handful.backbones import Backbone
 from handful.confidence import Evidence, abstention
 from handful.config import DownstreamConfig, RunConfig
-from handful.datasets import Dataset
 from handful.exhibits import Arrays
 from handful.finetune import finetune
 from handful.images import ImageSet
 from handful.metrics import Prior
 from handful.networks import AnyEncoder, Encoder, ProjectionHead, classifier_head
-from handful.partition import Partition, partition, with_pool
+from handful.partition import with_pool
 from handful.predictor import Predictor
-from handful.pretrain import pretrain
-from handful.recipes import sized, suited
-from handful.runs import RunFolder
+from handful.session import Member, Row, Session
 from handful.splits import batches_per_epoch, folds
-from handful.tracking import Board
-from handful.wording import duration
-
-Row = dict[str, Any]
 
 
 class Trained(NamedTuple):
@@ -63,209 +47,6 @@ class Trained(NamedTuple):
     unfamiliar: int = 0
     """Unlabelled images that were left out for being like none with a label; of several members
     those that the first left out."""
-
-
-@dataclass
-class Session:
-    """One run while it works: what every stage needs, and what is measured on the way."""
-
-    config: RunConfig
-    device: torch.device
-    dataset: Dataset
-    parts: Partition
-    folder: RunFolder | None
-    """Where its files go; None leaves none anywhere."""
-    show: Callable[[Row], None]
-    say: Callable[[str], None]
-    board: Board | None = None
-    member: int = 0
-    """Which of an ensemble's networks it is at."""
-    stages: dict[str, float] = field(default_factory=dict)
-    tried: dict[str, float] = field(default_factory=dict)
-    """Kinds of views that were tried, and the cross-entropy with each."""
-    taken: float = 0.0
-    """Seconds that a pretext task took in another run, from which this one has it."""
-
-    def on_row(self, row: Row) -> None:
-        row = row | {"member": self.member} if self.member else row
-        if self.folder is not None:
-            self.folder.append(row)
-        if self.board is not None:
-            self.board.row(row)
-        self.show(row)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - began
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return devices.precision(self.config.precision, self.device)
-
-    def generator(self, stage: str) -> torch.Generator:
-        return devices.generator(self.config.seed, f"{stage}{self.suffix}")
-
-    def seeded(self, stage: str) -> AbstractContextManager[None]:
-        """In which global randomness is that of the stage."""
-        return devices.seeded(self.generator(stage).initial_seed(), self.device)
-
-    @property
-    def suffix(self) -> str:
-        """Of a name that each member has one of."""
-        return f"-{self.member}" if self.member else ""
-
-
-def planned(
-    config: RunConfig, dataset: Dataset, chosen: Collection[str] = ()
-) -> tuple[RunConfig, Partition]:
-    """Who may look at which images, and the configuration with what was left open fitted to them.
-
-    chosen: dotted keys that somebody set; fitting the views to the images leaves these alone.
-    """
-    config = suited(config, _looked_at(config, dataset), chosen)
-    parts = partition(config, dataset)
-    return sized(config, len(parts.final), len(parts.pretext)), parts
-
-
-def _looked_at(config: RunConfig, dataset: Dataset) -> ImageSet:
-    """The kind of images is a choice like others: made by labelled ones that no test will use."""
-    parts = partition(config.updated({"data.copies": 0}), dataset)
-    return parts.final if len(parts.final) else parts.pretext
-
-
-class Member(NamedTuple):
-    """One network of a run. The pretext task trains encoder and head in place."""
-
-    session: Session
-    untrained: Encoder
-    encoder: Encoder
-    head: ProjectionHead
-
-
-def members(session: Session) -> list[Member]:
-    """Networks with first weights that depend on the seed and on their number alone."""
-    return [member_of(replace(session, member=number)) for number in range(session.config.members)]
-
-
-def member_of(session: Session) -> Member:
-    """The network that the session is at."""
-    parts, config = session.parts, session.config.network
-    images = parts.pretext if session.config.pretext.steps else parts.final
-    with session.seeded("weights"):
-        encoder = backbones.encoder_of(
-            images.channels, images.size[0], config, number=session.member
-        )
-        encoder.normalise_to(images.images)
-        if config.weights is not None:
-            assert isinstance(encoder, Backbone)
-            encoder.begin_with(Path(config.weights).expanduser())
-        head = ProjectionHead(encoder.dim, config)
-    encoder = encoder.to(session.device)
-    return Member(session, deepcopy(encoder), encoder, head.to(session.device))
-
-
-def pretext_task(member: Member) -> int:
-    """Images that passed the encoder in the pretext task."""
-    session, _, encoder, head = member
-    config = session.config.pretext
-    if not config.steps:
-        return 0
-    network = nn.ModuleDict({"encoder": encoder, "head": head})
-    place = place_of_pretext(member)
-    meta = _taken(place, network, session)
-    if meta is None:
-        began = time.perf_counter()
-        with session.stage("pretext"), session.seeded("pretext"):
-            encoded = pretrain(
-                encoder,
-                head,
-                session.parts.pretext,
-                config,
-                generator=session.generator("pretext"),
-                validation=session.parts.validation,
-                dtype=session.dtype,
-                on_row=session.on_row,
-            )
-        meta = {
-            "holds": "encoder and projection head after the pretext task",
-            "encoded": encoded,
-            "seconds": time.perf_counter() - began,
-        }
-        _keep(place, network, meta, session)
-    if session.folder is not None:
-        kept = session.folder.checkpoints / f"pretext{session.suffix}"
-        checkpoints.save(kept, network.state_dict(), meta)
-    return int(meta["encoded"])
-
-
-def _taken(place: Path | None, network: nn.Module, session: Session) -> dict[str, Any] | None:
-    """What is known of the weights at `place`, which `network` has then; None where none are."""
-    if place is None or not place.is_dir():
-        return None
-    try:
-        weights, meta = checkpoints.load(place)
-        seconds, _ = float(meta["seconds"]), int(meta["encoded"])
-        network.load_state_dict(weights)
-    except (ValueError, RuntimeError, KeyError, TypeError) as error:
-        session.say(f"pretext task: not taken from {place}, done anew ({error})")
-        return None
-    session.taken += seconds
-    session.say(f"pretext task: taken from {place}, it took {duration(seconds)} there")
-    return meta
-
-
-def _keep(place: Path | None, network: nn.Module, meta: dict[str, Any], session: Session) -> None:
-    """Put the weights there; where that fails, the run goes on with what it has."""
-    if place is None:
-        return
-    try:
-        checkpoints.save(place, network.state_dict(), meta)
-    except OSError as error:
-        session.say(f"pretext task: cannot be kept in {place}: {error.strerror}")
-
-
-MADE_BY = (
-    "backbones",
-    "devices",
-    "geometry",
-    "images",
-    "losses",
-    "networks",
-    "optim",
-    "pretrain",
-    "splits",
-    "views",
-)
-"""Modules that decide what a pretext task learns."""
-
-
-def place_of_pretext(member: Member) -> Path | None:
-    """Where what this pretext task trains is kept: a folder named by all that it depends on.
-
-    None where nothing is to be kept.
-    """
-    session, _, encoder, _ = member
-    images, config = session.parts.pretext, session.config
-    if not config.pretext.steps or not config.pretext.cache:
-        return None
-    network = config.network.model_dump(exclude={"weights"})  # what they are counts, not where
-    parts = [
-        json.dumps([config.pretext.model_dump(), network]).encode(),
-        f"{config.seed}{session.suffix} {session.dtype} {session.device.type}".encode(),
-        torch.__version__.encode(),
-        str(encoder.mean.tolist() + encoder.std.tolist()).encode(),
-        images.fingerprints().tobytes(),
-        images.sources.unique(return_inverse=True)[1].numpy().tobytes(),
-    ]
-    if isinstance(encoder, Backbone):  # what it computes, and from where, only timm and a file know
-        parts.append(devices.versions()["timm"].encode())
-        parts += [weights.cpu().numpy().tobytes() for weights in encoder.state_dict().values()]
-    if config.pretext.loss == "sup_con":
-        parts.append(images.labels.numpy().tobytes())
-    parts += [(Path(__file__).parent / f"{name}.py").read_bytes() for name in MADE_BY]
-    return storage.place("pretext", parts)
 
 
 def train_classifier(members: Sequence[Member]) -> Trained:

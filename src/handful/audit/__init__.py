@@ -25,8 +25,8 @@ from handful.recipes import compose, recipe_for
 from handful.report import findings as page
 from handful.report.findings import Kind
 from handful.runs import RunFolder
+from handful.session import Row, Session, members_of, plan
 from handful.splits import folds
-from handful.stages import Row, Session
 from handful.twins import Twin
 from handful.wording import percent
 
@@ -119,7 +119,7 @@ def examined(
     say: Callable[[str], None] = lambda line: None,
 ) -> Audit:
     """The same of images that are loaded, without a folder."""
-    config, parts = stages.planned(config, dataset, chosen)
+    config, parts = plan(config, dataset, chosen)
     images, test = parts.pretext, dataset.test
     blank = blanks(images.images)
     judgeable = (~blank).nonzero().squeeze(1)
@@ -233,7 +233,7 @@ def _judged(session: Session, images: ImageSet, positions: Tensor) -> Judged | N
         session.say(f"{alone:,} images are alone in their class: nothing can judge their labels")
     if alone == len(held):
         return None
-    member = stages.members(session)[0]
+    member = members_of(session)[0]
     batch = min(config.batch_size, len(labelled))
     count = len(held[held >= 0].unique())
     each = networks.seconds_per_image(member.encoder, labelled.images)
