@@ -696,9 +696,15 @@ def test_folds_and_a_pretext_task_that_sees_labels_exclude_each_other(
 
 
 def test_one_image_a_class_leaves_nothing_to_calibrate_by(source: Path, tmp_path: Path) -> None:
-    run = bare(source, tmp_path / "run", **UNSEEN, data__per_class=1, downstream__folds=4)
-    assert run.summary["calibrated_by"] is None
-    assert run.summary["abstention"] == []
+    one = {"data__per_class": 1, "downstream__folds": 2}
+    for name, asked, temperature in (
+        ("alone", UNSEEN, 1.0),
+        ("pool", SPREADING, stages.WITHOUT_EVIDENCE),
+    ):
+        summary = bare(source, tmp_path / name, **asked | one).summary
+        assert summary["calibrated_by"] is None
+        assert summary["abstention"] == []
+        assert summary["calibration"]["temperature"] == temperature
 
 
 def test_validation_images_say_when_to_abstain(whole: Whole) -> None:
