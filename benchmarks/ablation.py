@@ -28,7 +28,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "ablation.md"
 PER_CLASS, IMAGES, BATCH = 50, 120_000, 125
 
 
-Runs = Mapping[tuple[str | None, int, str | None], Row]
+ByCommit = Mapping[tuple[str, int, str | None], Row]
 """By variant, draw and commit."""
 SAME = 0.01
 """Share by which numbers of images may differ and be called the same: batches are whole."""
@@ -229,9 +229,15 @@ def page(rows: Sequence[Row]) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    """Of each variant and draw the newest run counts, beside others of the same commit."""
+    """Of each variant and draw the newest run counts that the base of its commit stands beside."""
     found = {(row["variant"], row["draw"], row["commit"]): row for row in rows}
-    newest = {(row["variant"], row["draw"]): row for row in rows}
+    newest = {}
+    for beside in (False, True):  # a run without the base counts where there is no other
+        newest |= {
+            (row["variant"], row["draw"]): row
+            for row in rows
+            if (("base", row["draw"], row["commit"]) in found) == beside
+        }
     lines = []
     for name in VARIANTS:
         own = [row for (variant, _), row in newest.items() if variant == name]
@@ -255,7 +261,7 @@ def _encoded(row: Row) -> int:
     return int(sum(row["images_through_encoder"].values()))
 
 
-def _line(name: str, rows: Sequence[Row], found: Runs) -> str:
+def _line(name: str, rows: Sequence[Row], found: ByCommit) -> str:
     accuracies = [100 * row["test_accuracy"] for row in rows]
     single = [100 * row["test_accuracy_single_view"] for row in rows]
     cells = [
@@ -265,12 +271,12 @@ def _line(name: str, rows: Sequence[Row], found: Runs) -> str:
         f"{sum(accuracies) / len(accuracies):.2f}",
         f"{sum(single) / len(single):.2f}",
         "–" if name == "base" else _gain(rows, found, "base"),
-        _gain(rows, found, VARIANTS[name].without),
+        _gain(rows, found, without) if (without := VARIANTS[name].without) else "–",
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def _gain(rows: Sequence[Row], found: Runs, over: str | None) -> str:
+def _gain(rows: Sequence[Row], found: ByCommit, over: str) -> str:
     """In points over that variant, draw by draw."""
     others = [found.get((over, row["draw"], row["commit"])) for row in rows]
     gains = [
@@ -291,8 +297,9 @@ Every variant sends as many images through the encoder in training and makes one
 the base. *Gain* is the paired difference to the base, draw by draw; *over the same without* that to
 the same training without contrast, whose images go to cross-entropy instead, or of a `wider` one
 without what its name adds: mean ± standard deviation
-(95 % interval of the mean, Student's t). Draws are few: only what stands clear of zero says
-something.
+(95 % interval of the mean, Student's t). Both runs of a pair are of one commit; of several, the
+accuracies beside them are means over all. Where *draws* are few, only what stands clear of zero
+says something.
 
 The base is `fast` with {base}.
 

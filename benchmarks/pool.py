@@ -284,9 +284,7 @@ to 2 (training images 50,000–59,999), in explorations that are not on record. 
 10 labels a class and 800 steps, hard labels gave 99.26, soft ones 98.98, a second round of
 self-training no more than the first (99.20, then 99.18), and the surest 80 % of the images alone
 97.87: what is hard is then never seen. One seed each. Test images were scored once for each row.
-The runs with 1 label are of a commit without the folds: of one image a class none can be held out,
-and nothing else changed. The folds train networks of their own, and take nothing from the one that
-answers.
+The folds train networks of their own, and take nothing from the one that answers.
 
 ## Strangers in the pool
 

@@ -24,6 +24,7 @@ from handful.images import ImageSet
 from handful.networks import ConvNet, represent
 from handful.pictures import Preparation
 from handful.predictor import Predictor
+from handful.pretext import place_of_pretext
 from handful.recipes import compose
 from handful.session import Session, members_of, plan
 from handful.stages import from_the_start
@@ -304,6 +305,38 @@ def test_a_seed_decides_what_an_architecture_drops() -> None:
         return found.classifier.weight.detach()
 
     assert torch.equal(trained(1), trained(2))
+
+
+def test_a_kept_pretext_task_is_of_the_weights_that_it_began_with(
+    weights: tuple[Path, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path / "cache"))
+    images = ImageSet.of(noise(8), torch.arange(8) % 2, ("a", "b"))
+    dataset = Dataset(images, None, "", Preparation("letterbox", 32, 3), ())
+    quiet: Any = lambda *_: None  # noqa: E731
+
+    def place(file: Path | None = None, seed: int = 0) -> Path:
+        config = RunConfig().updated(
+            {"network.encoder": "timm:test_resnet", "pretext.cache": True, "pretext.steps": 2,
+             "preset": "general", "seed": seed, "data.validation": 0.0, "downstream.steps": 2,
+             "network.weights": None if file is None else str(file)}
+        )  # fmt: skip
+        asked, parts = plan(config, dataset)
+        session = Session(asked, torch.device("cpu"), dataset, parts, None, quiet, quiet)
+        (member,) = members_of(session)
+        found = place_of_pretext(member)
+        assert found is not None
+        with torch.no_grad():
+            next(member.encoder.parameters()).add_(1.0)  # as training does
+        assert place_of_pretext(member) == found
+        return found
+
+    file, model = weights
+    same, other = tmp_path / "same.safetensors", tmp_path / "other.safetensors"
+    same.write_bytes(file.read_bytes())
+    save_file({name: torch.ones_like(value) for name, value in model.state_dict().items()}, other)
+    assert place(file) == place(same)
+    assert len({place(), place(seed=1), place(file), place(other)}) == 4
 
 
 @pytest.fixture

@@ -417,13 +417,14 @@ def test_an_ablation_pairs_runs_of_one_commit_and_counts_draws_of_all() -> None:
     found = ablation.page(
         by("old", ("base", 0, 0.90), ("joint 0.3", 0, 0.92), ("base", 1, 0.5))
         + by("new", ("base", 1, 0.90), ("joint 0.3", 1, 0.94), ("joint 0.3", 2, 0.9))
-        + by("newer", ("base", 2, 0.7))
+        + by("newer", ("base", 2, 0.7), ("joint 0.3", 0, 0.5))  # without a base of its draw
+        + by("newest", ("base", 0, 0.8))
     )
     base, joint = (line for line in found.splitlines() if line.startswith(("| base", "| joint")))
-    assert "| 3 | 83.33 |" in base
+    assert "| 3 | 80.00 |" in base
     assert "| 3 | 92.00 |" in joint
     assert joint.count("+3.00 ± 1.41") == 2  # the third has no base of its commit
-    assert "Commits: old, new, newer." in found
+    assert "Commits: new, old, newest, newer." in found
 
 
 def test_an_ablation_tells_what_of_a_gain_is_of_the_contrast() -> None:

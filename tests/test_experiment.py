@@ -697,12 +697,12 @@ def test_folds_and_a_pretext_task_that_sees_labels_exclude_each_other(
 
 def test_one_image_a_class_leaves_nothing_to_calibrate_by(source: Path, tmp_path: Path) -> None:
     one = {"data__per_class": 1, "downstream__folds": 2}
-    for name, asked, temperature in (
-        ("alone", UNSEEN, 1.0),
-        ("pool", SPREADING, stages.WITHOUT_EVIDENCE),
+    for name, asked, temperature, by in (
+        ("alone", UNSEEN, 1.0, None),
+        ("pool", SPREADING, stages.WITHOUT_EVIDENCE, stages.ELSEWHERE),
     ):
         summary = bare(source, tmp_path / name, **asked | one).summary
-        assert summary["calibrated_by"] is None
+        assert summary["calibrated_by"] == by
         assert summary["abstention"] == []
         assert summary["calibration"]["temperature"] == temperature
 
@@ -1116,13 +1116,14 @@ def test_labels_of_another_draw_are_others_to_a_loss_that_sees_them(
 def test_another_number_of_threads_takes_what_there_is(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They sum in another order, so that the last bits of the mean are others."""
+    """They sum in another order, so that the last bits of mean and spread are others."""
     monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path / "cache"))
     true = ConvNet.normalise_to
 
     def rounded_otherwise(self: ConvNet, images: Tensor) -> None:
         true(self, images)
         self.mean *= 1 + 1e-6
+        self.std *= 1 + 1e-6
 
     bare(source, tmp_path / "first", **POOLED)
     monkeypatch.setattr(ConvNet, "normalise_to", rounded_otherwise)

@@ -304,7 +304,7 @@ def _idle_folds(parts: Partition) -> Iterator[str]:
     if parts.validation is not None:
         yield "downstream.folds adds nothing: validation images calibrate"
     elif int(parts.final.class_counts.max()) < 2:
-        yield "downstream.folds adds nothing: no class has two labelled images"
+        yield "downstream.folds can hold nothing out: no class has two labelled images"
 
 
 def _batch(images: ImageSet, batch_size: int) -> float:
@@ -359,7 +359,7 @@ def _described(members: Sequence[Member], trained: Trained, seen: int) -> dict[s
 def _calibrated_by(trained: Trained) -> str | None:
     """What the temperature of the probabilities was fitted to, for people."""
     if trained.evidence is None:
-        return None
+        return stages.ELSEWHERE if trained.temperature == stages.WITHOUT_EVIDENCE else None
     images = f"{len(trained.evidence.right):,} labelled images"
     if trained.validation:
         return f"{images} held out for validation"

@@ -85,7 +85,9 @@ MADE_BY = (
     "losses",
     "networks",
     "optim",
+    "pretext",
     "pretrain",
+    "session",
     "splits",
     "views",
 )
@@ -95,10 +97,10 @@ MADE_BY = (
 def place_of_pretext(member: Member) -> Path | None:
     """Where what this pretext task trains is kept: a folder named by all that it depends on.
 
-    None where nothing is to be kept. The mean of the pixels, which follows from the images, is no
-    part of the name: its last bits depend on the number of threads.
+    None where nothing is to be kept. Mean and spread of the pixels, which follow from the images,
+    are no part of the name: their last bits depend on the number of threads.
     """
-    session, _, encoder, _ = member
+    session, untrained = member.session, member.untrained
     images, config = session.parts.pretext, session.config
     if not config.pretext.steps or not config.pretext.cache:
         return None
@@ -110,10 +112,10 @@ def place_of_pretext(member: Member) -> Path | None:
         images.fingerprints().tobytes(),
         images.sources.unique(return_inverse=True)[1].numpy().tobytes(),
     ]
-    if isinstance(encoder, Backbone):
+    if isinstance(untrained, Backbone):
         parts.append(devices.versions()["timm"].encode())
         if config.network.weights is not None:
-            parts += [value.cpu().numpy().tobytes() for value in encoder.state_dict().values()]
+            parts += [value.cpu().numpy().tobytes() for value in untrained.state_dict().values()]
     if config.pretext.loss == "sup_con":
         parts.append(images.labels.numpy().tobytes())
     parts += [(Path(__file__).parent / f"{name}.py").read_bytes() for name in MADE_BY]
