@@ -198,9 +198,8 @@ def test_copies_are_answered_by_a_network_that_saw_neither(
     def watched(fitted: Any, images: ImageSet, *rest: Any) -> Any:
         prints = images.fingerprints()
         for fold in kept(fitted, images, *rest):
-            learned.append(
-                (set(fold.learned.fingerprints().tolist()), set(prints[fold.held].tolist()))
-            )
+            taught = fold.trained.learned.fingerprints()
+            learned.append((set(taught.tolist()), set(prints[fold.held].tolist())))
             yield fold
 
     monkeypatch.setattr(audit.stages, "in_folds", watched)

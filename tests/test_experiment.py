@@ -1341,6 +1341,10 @@ def test_images_that_no_label_reaches_teach_nothing(source: Path, tmp_path: Path
     assert f"left out: {left_out:,} of them, which are like none that has a label" in said
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert f"{left_out} are like none with a label" in page
+    familiar = Predictor.load(run.path, "cpu").familiar
+    assert familiar is not None  # nor are new images like those, and like the others they are
+    images = run.summary["labelled_images"] + run.summary["unlabelled_images"]
+    assert run.summary["labelled_images"] < len(familiar.h) == images - left_out
     assert "the labels spread from neighbour to neighbour" in page
 
 

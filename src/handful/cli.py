@@ -279,8 +279,8 @@ def predict(
 ) -> None:
     """Name the class of each image, with its probability and the next candidates.
 
-    An image that is unlike all labelled ones is marked. With --abstain, unsure answers are left
-    out, and a line says how far so few labelled images can vouch for the others.
+    An image that is unlike all that the model learned from is marked. With --abstain, unsure
+    answers are left out, and a line says how far so few labelled images can vouch for the others.
 
     A file that cannot be read gets a row with the reason; the others are answered all the same,
     and the exit code is 2.

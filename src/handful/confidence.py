@@ -17,7 +17,7 @@ from torch import Tensor
 SURELY = 0.95
 """Of cases in which a certified limit holds."""
 USUAL = 0.99
-"""Share of the labelled images that are no stranger to the others than this makes one."""
+"""Share of the images that taught which are no stranger to the others than this makes one."""
 SHRUNK = 0.1
 """Share of the covariance of styles that is taken for independence: images may be few."""
 ROWS = 512
@@ -134,7 +134,7 @@ def risk_coverage(probability: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Familiar:
-    """Labelled images: how far new ones are from them, in what they show and in how it is drawn.
+    """Images that taught: how far new ones are from them, in what they show and in how it is drawn.
 
     h: float (M, D), M ≥ 1; style: float (M, S), of the same images, as `Encoder.looked` has it.
     The distance is the geometric mean of two: in h to the nearest image, its square being
@@ -142,9 +142,9 @@ class Familiar:
     shrunk a little (Lee et al. 2018, for one class). A stranger that looks like a class in the one
     gives itself away in the other.
 
-    What is usual is told by the labelled images' own distances, each to the others. The encoder
-    learned from these images and draws them together: of new images of the same kind somewhat more
-    than a hundredth are strangers.
+    What is usual is told by these images' own distances, each to the others. The encoder learned
+    from them and draws them together: of new images of the same kind somewhat more than a hundredth
+    are strangers.
     """
 
     def __init__(self, h: Tensor, style: Tensor) -> None:

@@ -295,7 +295,7 @@ class SimCLRClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         trained = stages.train_classifier(members)
         self.classes_, self.layout_, self.config_ = classes, layout, session.config
         self.validation_accuracy_ = trained.validation.accuracy if trained.validation else None
-        self.predictor_ = stages.predictor_of(session, trained, known=session.parts.final)
+        self.predictor_ = stages.acquainted(session, trained)
         return self
 
     def predict(self, X: Any) -> Array:

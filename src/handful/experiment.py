@@ -186,7 +186,7 @@ def _carry_out(session: Session, members: Sequence[Member]) -> tuple[dict[str, A
     _announce(first)
     seen = sum(map(pretext_task, members))
     trained = stages.train_classifier(members)
-    predictor = stages.predictor_of(session, trained, known=parts.final)
+    predictor = stages.acquainted(session, trained)
     summary = _described(members, trained, seen)
     arrays = {"labelled_fingerprints": _labelled(session)}
     if parts.test is not None:

@@ -40,7 +40,7 @@ Images = ImageSet | Tensor | Array | Sequence[str | Path | Image.Image]
 FILES_TOGETHER = 32
 """Most files that one thread reads and answers at a time: more is larger, not faster."""
 MOST_KNOWN = 2000
-"""Labelled images that new ones are compared with."""
+"""Images that new ones are compared with, drawn from those that taught."""
 MOST_THREADS = 16
 """More would wait for each other's Python, and each holds the maps of its images in memory."""
 
@@ -93,7 +93,7 @@ class Predictor:
         return self.answers(images)[0]
 
     def answers(self, images: Images) -> tuple[Tensor, Tensor]:
-        """Logits as above, and how far each image is from the labelled ones, float32 (N,)."""
+        """Logits as above, and how far each image is from what taught it, float32 (N,)."""
         found = self._each_batch(images, self._batch_answers, len(self.class_names) + 1)
         return found[:, :-1], found[:, -1]
 
@@ -111,11 +111,11 @@ class Predictor:
         return h
 
     def distance(self, images: Images) -> Array:
-        """How far images are from the labelled ones, float32 (N,).
+        """How far images are from those that the classifier learned from, float32 (N,).
 
         In what they show and in how it is drawn (`confidence.Familiar`), as multiples of what is
-        usual: above 1 is further than 99 of 100 labelled images, from which the model learned, are
-        from the others. NaN where the model does not know.
+        usual: above 1 is further than 99 of 100 of those are from the others. NaN where the model
+        does not know.
         """
         found: Array = self._each_batch(images, self._batch_distance, 1)[:, 0].numpy()
         return found

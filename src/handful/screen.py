@@ -305,7 +305,8 @@ def answers(found: Iterable[Answer], least: float = 0.0) -> Iterator[str]:
         if share < least:
             best, rest = "–", f"unsure: {_named(answer.ranking[:CANDIDATES])}"
         if _strange(answer):
-            rest += f"; unlike the labelled images ({answer.distance:.2f} times the usual distance)"
+            far = f"{answer.distance:.2f} times the usual distance"
+            rest += f"; unlike all that it learned from ({far})"
         body.append([str(answer.path), best, percent(share), rest])
     yield table(body)
 
@@ -333,7 +334,7 @@ def _record(answer: Answer, least: float) -> dict[str, Any]:
     """An answer as an object, with `error` instead of a class where there is none.
 
     Below the probability `least` the class is null and `unsure` is true. `distance` is the one to
-    the labelled images, above 1 where an image is unlike all of them, null where none is known.
+    what the model learned from, above 1 where an image is unlike all of that, null if not known.
     """
     record: dict[str, Any] = {"file": str(answer.path)}
     if answer.error is not None:

@@ -40,6 +40,8 @@ class Trained(NamedTuple):
     step: int
     encoded: int
     """Images that passed the encoder in training, the choice of the length included."""
+    learned: ImageSet | None = None
+    """What it learned from: labelled images, and those that labels spread to."""
     evidence: Evidence | None = None
     """Answers to labelled images that none of the networks which gave them had learned from."""
     in_folds: int = 0
@@ -151,10 +153,9 @@ def fitting(member: Member) -> Callable[..., Trained]:
 
 
 class Fold(NamedTuple):
-    """A network, the images that it learned from, and positions of those that it did not."""
+    """A network, and positions of the images that it did not learn from."""
 
     trained: Trained
-    learned: ImageSet
     held: Tensor
 
 
@@ -172,7 +173,7 @@ def in_folds(
     for fold in held[held >= 0].unique().tolist():
         others = images.select(_elsewhere(held, images.sources, fold))
         trained = fitted(others, config, stage)
-        yield Fold(trained, others, (held == fold).nonzero().squeeze(1))
+        yield Fold(trained, (held == fold).nonzero().squeeze(1))
 
 
 PRIOR = Prior(1.0, 0.3)
@@ -213,10 +214,10 @@ def _calibrated(member: Member, fitted: Callable[..., Trained], trained: Trained
         return fitted(_lessons(quiet, labelled, apart).images, config, stage)
 
     looks, parts, encoded = [], [], 0
-    for one, _, positions in in_folds(taught, images, shorter, held):
+    for one, positions in in_folds(taught, images, shorter, held):
         part = images.select(positions)
         looks.append(networks.classify(one.encoder, one.classifier, part.images).cpu())
-        parts.append((one, part))
+        parts.append((one._replace(learned=None), part))  # a copy of the pool each
         encoded += one.encoded
     if not parts:
         return trained._replace(temperature=WITHOUT_EVIDENCE) if _spreads(session) else trained
@@ -279,7 +280,7 @@ def _fitted(
             dtype=session.dtype,
             on_row=session.on_row,
         )
-    trained = Trained(encoder, classifier, 1.0, None, length.step, length.encoded)
+    trained = Trained(encoder, classifier, 1.0, None, length.step, length.encoded, images)
     if validation is None:
         return trained
     # of one look: which images get further ones depends on the temperature
@@ -302,9 +303,9 @@ def from_the_start(config: RunConfig) -> DownstreamConfig:
     return config.downstream.model_copy(update=changes)
 
 
-def predictor_of(session: Session, trained: Trained, known: ImageSet | None = None) -> Predictor:
-    """known: labelled images that new ones are compared with; None compares with none."""
-    predictor = Predictor(
+def predictor_of(session: Session, trained: Trained) -> Predictor:
+    """What answers, and knows no image to compare new ones with."""
+    return Predictor(
         trained.encoder,
         trained.classifier,
         session.parts.final.class_names,
@@ -314,9 +315,14 @@ def predictor_of(session: Session, trained: Trained, known: ImageSet | None = No
         session.config.test_views,
         trained.evidence,
     )
-    if known is None:
-        return predictor
-    return predictor.acquainted_with(known.select(~repeated(known.sources)))
+
+
+def acquainted(session: Session, trained: Trained) -> Predictor:
+    """The same, which compares new images with those that it learned from, copies left out."""
+    learned = trained.learned
+    assert learned is not None
+    known = learned.select(~repeated(learned.sources))
+    return predictor_of(session, trained).acquainted_with(known)
 
 
 def score(
@@ -414,4 +420,4 @@ def kept(members: Sequence[Member], tested: Trained) -> Predictor:
         [fitting(one)(_lessons(one, images).images, config, "keeping") for one in members]
     )
     last = last._replace(temperature=tested.temperature, evidence=tested.evidence)
-    return predictor_of(session, last, known=images)
+    return acquainted(session, last)

@@ -243,7 +243,7 @@ def _judged(session: Session, images: ImageSet, positions: Tensor) -> Judged | N
     distances = torch.zeros(len(labelled), dtype=torch.float64)
     for fold in stages.in_folds(stages.fitting(member), labelled, config, held, "audit"):
         part = labelled.select(fold.held)
-        predictor = stages.predictor_of(session, fold.trained, known=fold.learned)
+        predictor = stages.acquainted(session, fold.trained)
         logits, far = predictor.answers(part)
         probabilities[fold.held], distances[fold.held] = logits.double().softmax(1), far.double()
     answered = (held >= 0).nonzero().squeeze(1)
