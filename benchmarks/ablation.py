@@ -229,21 +229,25 @@ def page(rows: Sequence[Row]) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    """Of each variant and draw the newest run counts that the base of its commit stands beside."""
+    """Of a variant and draw the newest run counts that has beside it what it is compared with."""
     found = {(row["variant"], row["draw"], row["commit"]): row for row in rows}
-    newest = {}
-    for beside in (False, True):  # a run without the base counts where there is no other
-        newest |= {
-            (row["variant"], row["draw"]): row
-            for row in rows
-            if (("base", row["draw"], row["commit"]) in found) == beside
-        }
+
+    def compared(row: Row) -> bool:
+        others = {"base", VARIANTS[row["variant"]].without or "base"}
+        return all((other, row["draw"], row["commit"]) in found for other in others)
+
+    newest: dict[tuple[str, int], Row] = {}
+    for row in rows:
+        cell = row["variant"], row["draw"]
+        if cell not in newest or compared(row) or not compared(newest[cell]):
+            newest[cell] = row
     lines = []
     for name in VARIANTS:
         own = [row for (variant, _), row in newest.items() if variant == name]
         if own:
             lines.append(_line(name, own, found))
-    commits = ", ".join(dict.fromkeys(row["commit"] or "uncommitted" for row in newest.values()))
+    counted = [row for row in rows if row is newest[row["variant"], row["draw"]]]
+    commits = ", ".join(dict.fromkeys(row["commit"] or "uncommitted" for row in counted))
     first = rows[0]
     title = (
         f"## {first['per_class']} labels a class, {_encoded(first):,} images through the encoder"
@@ -284,7 +288,10 @@ def _gain(rows: Sequence[Row], found: ByCommit, over: str) -> str:
         for row, other in zip(rows, others, strict=True)
         if other
     ]
-    return mean_of(gains, signed=True) if gains else "–"
+    if not gains:
+        return "–"
+    told = "" if len(gains) == len(rows) else f", of {len(gains)}"
+    return mean_of(gains, signed=True) + told
 
 
 _PAGE = """# What each piece is worth
@@ -297,9 +304,9 @@ Every variant sends as many images through the encoder in training and makes one
 the base. *Gain* is the paired difference to the base, draw by draw; *over the same without* that to
 the same training without contrast, whose images go to cross-entropy instead, or of a `wider` one
 without what its name adds: mean ± standard deviation
-(95 % interval of the mean, Student's t). Both runs of a pair are of one commit; of several, the
-accuracies beside them are means over all. Where *draws* are few, only what stands clear of zero
-says something.
+(95 % interval of the mean, Student's t). Both runs of a pair are of one commit. Accuracies are
+means over the draws of a line, gains over the same where nothing else is said. Where draws are few,
+only what stands clear of zero says something.
 
 The base is `fast` with {base}.
 

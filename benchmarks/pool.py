@@ -261,7 +261,8 @@ of 256 images) learn from all 60,000 training images of MNIST without any label,
 On two CPU cores without AVX-512 as many steps took 22 minutes for the 50,000 development images,
 and 41 beside other work for the 60,000. The labels then spread to the other images along a graph of
 nearest neighbours in h (Zhou et al. 2004; Iscen et al. 2019), and a classifier learns from all of
-them, beginning with the encoder of the pretext task; then two folds of the labels calibrate it.
+them, beginning with the encoder of the pretext task; then, from two labels a class on, two folds of
+them calibrate it.
 How long a run took (median), by the number of labels, beside other work where no device is named:
 {runs}.
 

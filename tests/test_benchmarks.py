@@ -423,8 +423,8 @@ def test_an_ablation_pairs_runs_of_one_commit_and_counts_draws_of_all() -> None:
     base, joint = (line for line in found.splitlines() if line.startswith(("| base", "| joint")))
     assert "| 3 | 80.00 |" in base
     assert "| 3 | 92.00 |" in joint
-    assert joint.count("+3.00 ± 1.41") == 2  # the third has no base of its commit
-    assert "Commits: new, old, newest, newer." in found
+    assert joint.count("+3.00 ± 1.41 (-9.71 to +15.71), of 2 |") == 2  # the third has no base
+    assert "Commits: old, new, newer, newest." in found
 
 
 def test_an_ablation_tells_what_of_a_gain_is_of_the_contrast() -> None:

@@ -699,7 +699,7 @@ def test_one_image_a_class_leaves_nothing_to_calibrate_by(source: Path, tmp_path
     one = {"data__per_class": 1, "downstream__folds": 2}
     for name, asked, temperature, by in (
         ("alone", UNSEEN, 1.0, None),
-        ("pool", SPREADING, stages.WITHOUT_EVIDENCE, stages.ELSEWHERE),
+        ("pool", SPREADING, stages.WITHOUT_EVIDENCE, stages.OTHER_RUNS),
     ):
         summary = bare(source, tmp_path / name, **asked | one).summary
         assert summary["calibrated_by"] == by
@@ -1346,6 +1346,24 @@ def test_images_that_no_label_reaches_teach_nothing(source: Path, tmp_path: Path
     images = run.summary["labelled_images"] + run.summary["unlabelled_images"]
     assert run.summary["labelled_images"] < len(familiar.h) == images - left_out
     assert "the labels spread from neighbour to neighbour" in page
+
+
+def test_of_many_that_taught_the_labelled_ones_are_known(source: Path, tmp_path: Path) -> None:
+    true, shown = Predictor.acquainted_with, []
+
+    def watching(self: Predictor, images: ImageSet) -> Predictor:
+        shown.append(images.sources)
+        return true(self, images)
+
+    with (
+        mock.patch.object(stages, "MOST_KNOWN", 25),
+        mock.patch.object(Predictor, "acquainted_with", watching),
+    ):
+        run = bare(source, tmp_path / "run", **SPREADING)
+    (known,) = shown
+    train = datasets.load(runs.RunFolder(run.path).config().data).train
+    assert len(known.unique()) == 25
+    assert torch.isin(train.sources[splits.draw(train.labels, 2, None)], known).all()
 
 
 @pytest.mark.parametrize("recipe", ["demo", "pool"])

@@ -138,14 +138,6 @@ def test_a_model_that_knows_nothing_of_its_labels_says_so(tmp_path: Path) -> Non
         model.abstention(0.01)
 
 
-def test_no_more_labelled_images_are_kept_than_are_needed() -> None:
-    model = made(size=8)
-    n = predictor.MOST_KNOWN + 1
-    known = model.acquainted_with(ImageSet.of(pixels(n, size=8), torch.zeros(n), NAMES)).familiar
-    assert known is not None
-    assert predictor.MOST_KNOWN / 2 <= len(known.h) <= predictor.MOST_KNOWN
-
-
 @pytest.mark.parametrize("views", [1, 4])
 def test_a_prediction_does_not_depend_on_the_batch(views: int) -> None:
     model, images = made(views=views), pixels(9)

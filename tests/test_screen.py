@@ -209,7 +209,7 @@ def test_an_unsure_answer_names_no_class_and_a_stranger_is_marked() -> None:
     assert "unlike" not in sure
     assert unsure.split()[1] == "–"
     assert "unsure: dog 55.0 %, cat 45.0 %" in unsure
-    assert "unlike all that it learned from (2.50 times the usual distance)" in unsure
+    assert "unlike the images that taught it (2.50 times the usual distance)" in unsure
     assert "dog" in "\n".join(screen.answers(ANSWERS)).splitlines()[2].split()[1]
 
 

@@ -279,7 +279,7 @@ def predict(
 ) -> None:
     """Name the class of each image, with its probability and the next candidates.
 
-    An image that is unlike all that the model learned from is marked. With --abstain, unsure
+    An image that is unlike those that taught the classes is marked. With --abstain, unsure
     answers are left out, and a line says how far so few labelled images can vouch for the others.
 
     A file that cannot be read gets a row with the reason; the others are answered all the same,

@@ -205,7 +205,8 @@ class DownstreamConfig(Frozen):
     folds: Annotated[int, Field(ge=0, le=50)] = 0
     """Where nothing is held out for validation: parts of the labelled images, each answered by a
     network that learned from the others, and from the pool what spreads from those. These answers
-    calibrate, and say when to abstain."""
+    calibrate, and say when to abstain. Of one image a class none can be held out: probabilities
+    are then what suited other runs, where labels spread, or as they are."""
     fold_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Of the steps, for which each of those networks is trained. One that is cut short is less sure
     of itself, and calibrates the other to be too sure."""

@@ -359,7 +359,7 @@ def _described(members: Sequence[Member], trained: Trained, seen: int) -> dict[s
 def _calibrated_by(trained: Trained) -> str | None:
     """What the temperature of the probabilities was fitted to, for people."""
     if trained.evidence is None:
-        return stages.ELSEWHERE if trained.temperature == stages.WITHOUT_EVIDENCE else None
+        return stages.OTHER_RUNS if trained.temperature == stages.WITHOUT_EVIDENCE else None
     images = f"{len(trained.evidence.right):,} labelled images"
     if trained.validation:
         return f"{images} held out for validation"

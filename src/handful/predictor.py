@@ -39,8 +39,6 @@ Images = ImageSet | Tensor | Array | Sequence[str | Path | Image.Image]
 
 FILES_TOGETHER = 32
 """Most files that one thread reads and answers at a time: more is larger, not faster."""
-MOST_KNOWN = 2000
-"""Images that new ones are compared with, drawn from those that taught."""
 MOST_THREADS = 16
 """More would wait for each other's Python, and each holds the maps of its images in memory."""
 
@@ -52,7 +50,7 @@ class Answer:
     path: Path
     ranking: Ranking = ()
     distance: float | None = None
-    """From the labelled images, as a multiple of what is usual among them; None is not known."""
+    """From the images that taught, as a multiple of what is usual among them; None: not known."""
     error: str | None = None
 
 
@@ -135,12 +133,8 @@ class Predictor:
 
     def acquainted_with(self, images: ImageSet) -> Predictor:
         """The same, with these images as the ones that others are compared with."""
-        generator = torch.Generator().manual_seed(0)
-        some = torch.randperm(len(images), generator=generator)[:MOST_KNOWN].sort().values
         # in half precision, as it is kept: a model that was saved and read says the same
-        both = in_parts(
-            lambda x: torch.cat(self.encoder.looked(x), 1), images.images[some], self.encoder
-        )
+        both = in_parts(lambda x: torch.cat(self.encoder.looked(x), 1), images.images, self.encoder)
         return replace(
             self, familiar=Familiar(*both.half().float().tensor_split([self.encoder.dim], 1))
         )

@@ -306,7 +306,7 @@ def answers(found: Iterable[Answer], least: float = 0.0) -> Iterator[str]:
             best, rest = "–", f"unsure: {_named(answer.ranking[:CANDIDATES])}"
         if _strange(answer):
             far = f"{answer.distance:.2f} times the usual distance"
-            rest += f"; unlike all that it learned from ({far})"
+            rest += f"; unlike the images that taught it ({far})"
         body.append([str(answer.path), best, percent(share), rest])
     yield table(body)
 
@@ -334,7 +334,7 @@ def _record(answer: Answer, least: float) -> dict[str, Any]:
     """An answer as an object, with `error` instead of a class where there is none.
 
     Below the probability `least` the class is null and `unsure` is true. `distance` is the one to
-    what the model learned from, above 1 where an image is unlike all of that, null if not known.
+    the images that taught, above 1 where it is unlike all of these, null where none is known.
     """
     record: dict[str, Any] = {"file": str(answer.path)}
     if answer.error is not None:

@@ -40,8 +40,9 @@ class Trained(NamedTuple):
     step: int
     encoded: int
     """Images that passed the encoder in training, the choice of the length included."""
-    learned: ImageSet | None = None
-    """What it learned from: labelled images, and those that labels spread to."""
+    known: ImageSet | None = None
+    """Of the images that taught it those that new ones are compared with; of several members the
+    first's."""
     evidence: Evidence | None = None
     """Answers to labelled images that none of the networks which gave them had learned from."""
     in_folds: int = 0
@@ -186,7 +187,7 @@ WITHOUT_EVIDENCE = 1.5
 """Temperature of such a classifier where no labelled image can be held out, as of one a class: in
 three development runs of `pool` on MNIST 1.6 had the best likelihood and 1.4 to 1.5 the lowest
 calibration error (docs/confidence.md). Two images of a class are evidence, and the prior holds."""
-ELSEWHERE = "three runs on MNIST with one label a class, for here no labelled image can be held out"
+OTHER_RUNS = "three runs on MNIST with one label a class: no labelled image can be held out here"
 """What `WITHOUT_EVIDENCE` was fitted to."""
 
 
@@ -217,7 +218,7 @@ def _calibrated(member: Member, fitted: Callable[..., Trained], trained: Trained
     for one, positions in in_folds(taught, images, shorter, held):
         part = images.select(positions)
         looks.append(networks.classify(one.encoder, one.classifier, part.images).cpu())
-        parts.append((one._replace(learned=None), part))  # a copy of the pool each
+        parts.append((one._replace(known=None), part))
         encoded += one.encoded
     if not parts:
         return trained._replace(temperature=WITHOUT_EVIDENCE) if _spreads(session) else trained
@@ -280,7 +281,9 @@ def _fitted(
             dtype=session.dtype,
             on_row=session.on_row,
         )
-    trained = Trained(encoder, classifier, 1.0, None, length.step, length.encoded, images)
+    known = _known(session, images)
+    encoded = length.encoded
+    trained = Trained(encoder, classifier, 1.0, None, length.step, encoded, known=known)
     if validation is None:
         return trained
     # of one look: which images get further ones depends on the temperature
@@ -318,11 +321,22 @@ def predictor_of(session: Session, trained: Trained) -> Predictor:
 
 
 def acquainted(session: Session, trained: Trained) -> Predictor:
-    """The same, which compares new images with those that it learned from, copies left out."""
-    learned = trained.learned
-    assert learned is not None
-    known = learned.select(~repeated(learned.sources))
-    return predictor_of(session, trained).acquainted_with(known)
+    """The same, which compares new images with those that taught it."""
+    assert trained.known is not None
+    return predictor_of(session, trained).acquainted_with(trained.known)
+
+
+MOST_KNOWN = 2000
+"""Images that new ones are compared with."""
+
+
+def _known(session: Session, images: ImageSet) -> ImageSet:
+    """Some of these and no copies: those with a label of their own first, others at random."""
+    rows = (~repeated(images.sources)).nonzero().squeeze(1)
+    rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
+    own = torch.isin(images.sources[rows], session.parts.everything.sources)
+    rows = torch.cat([rows[own], rows[~own]])
+    return images.select(rows[:MOST_KNOWN].sort().values)
 
 
 def score(
