@@ -281,9 +281,9 @@ def _fitted(
             dtype=session.dtype,
             on_row=session.on_row,
         )
-    known = _known(session, images)
-    encoded = length.encoded
-    trained = Trained(encoder, classifier, 1.0, None, length.step, encoded, known=known)
+    trained = Trained(
+        encoder, classifier, 1.0, None, length.step, length.encoded, known=_known(session, images)
+    )
     if validation is None:
         return trained
     # of one look: which images get further ones depends on the temperature
