@@ -98,9 +98,9 @@ def test_those_checks_are_many_and_of_two_dimensions() -> None:
         assert not tags.no_validation
         assert not tags.non_deterministic
         assert tags.classifier_tags is None or not tags.classifier_tags.poor_score
-        checks = [check for _, check in estimator_checks_generator(estimator)]
+        checks = [check for _, check in estimator_checks_generator(one)]
         names = Counter(getattr(check, "func", check).__name__ for check in checks)
-        declared = expected(estimator)
+        declared = expected(one)
         assert declared.keys() <= names.keys()
         assert len(declared) <= 5
         assert sum(names.values()) - len(declared) >= least
