@@ -198,7 +198,7 @@ def test_copies_are_answered_by_a_network_that_saw_neither(
     def watched(fitted: Any, images: ImageSet, *rest: Any) -> Any:
         prints = images.fingerprints()
         for fold in kept(fitted, images, *rest):
-            taught = fold.trained.known.fingerprints()
+            taught = fold.trained.learned_from.fingerprints()
             learned.append((set(taught.tolist()), set(prints[fold.held].tolist())))
             yield fold
 

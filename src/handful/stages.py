@@ -40,9 +40,8 @@ class Trained(NamedTuple):
     step: int
     encoded: int
     """Images that passed the encoder in training, the choice of the length included."""
-    known: ImageSet | None = None
-    """Of the images that taught it those that new ones are compared with; of several members the
-    first's."""
+    learned_from: ImageSet | None = None
+    """The images that taught it; of several members the first's."""
     evidence: Evidence | None = None
     """Answers to labelled images that none of the networks which gave them had learned from."""
     in_folds: int = 0
@@ -218,7 +217,7 @@ def _calibrated(member: Member, fitted: Callable[..., Trained], trained: Trained
     for one, positions in in_folds(taught, images, shorter, held):
         part = images.select(positions)
         looks.append(networks.classify(one.encoder, one.classifier, part.images).cpu())
-        parts.append((one._replace(known=None), part))
+        parts.append((one._replace(learned_from=None), part))
         encoded += one.encoded
     if not parts:
         return trained._replace(temperature=WITHOUT_EVIDENCE) if _spreads(session) else trained
@@ -282,7 +281,7 @@ def _fitted(
             on_row=session.on_row,
         )
     trained = Trained(
-        encoder, classifier, 1.0, None, length.step, length.encoded, known=_known(session, images)
+        encoder, classifier, 1.0, None, length.step, length.encoded, learned_from=images
     )
     if validation is None:
         return trained
@@ -321,9 +320,10 @@ def predictor_of(session: Session, trained: Trained) -> Predictor:
 
 
 def acquainted(session: Session, trained: Trained) -> Predictor:
-    """The same, which compares new images with those that taught it."""
-    assert trained.known is not None
-    return predictor_of(session, trained).acquainted_with(trained.known)
+    """The same, which compares new images with those that taught it, or `MOST_KNOWN` of them."""
+    assert trained.learned_from is not None
+    known = _known(session, trained.learned_from)
+    return predictor_of(session, trained).acquainted_with(known)
 
 
 MOST_KNOWN = 2000
