@@ -16,6 +16,7 @@ import sys
 from collections.abc import Collection, Iterator
 from itertools import groupby
 from pathlib import Path
+from statistics import median
 
 from handful import bench, efficiency
 from handful.bench import Row, read
@@ -242,9 +243,7 @@ def time_of(rows: list[Row]) -> str:
     for row in rows:
         cpu = row["device"].startswith("cpu")
         taken.setdefault("" if cpu else f" ({row['device']})", []).append(row["seconds"])
-    return ", ".join(
-        f"{sorted(seconds)[len(seconds) // 2]:.0f} s{where}" for where, seconds in taken.items()
-    )
+    return ", ".join(f"{median(seconds):.0f} s{where}" for where, seconds in taken.items())
 
 
 def _which(rows: list[Row]) -> str:
@@ -283,8 +282,9 @@ contrast to leave out (`best`, `ensemble`).
 device is named. Commit 28b4ac1 ran on a machine with AVX-512, the others on one without, two to
 three times as slow; beside some runs of `best` at 50 labels and all of `ensemble` and `pool` other
 work went on. Alone `best` took 51 to 57 s there. That of `pool` is without its pretext task: runs
-on the CPU took it from one of 41 minutes (22 alone), those on an NVIDIA H200, which compute in
-bfloat16, from draw 100 of 10 labels, whose own 50 s it is part of.
+on the CPU took it from one of 41 minutes beside other work (as many steps on the 50,000 development
+images took 22), those on an NVIDIA H200, which compute in bfloat16, from draw 100 of 10 labels,
+whose own 50 s it is part of.
 
 | recipe | labels | test | worst | single view | validation | control | gain | time | commit |
 |---|---|---|---|---|---|---|---|---|---|
@@ -309,8 +309,9 @@ views of `best` and in 1.02 with either of the two lists between which the prese
 paired gain: 0.01 to 0.08, 95 % interval), in 1.06 with one that is livelier still. `pool` was
 chosen by draws 0 to 2 ([pool.md](pool.md) says what was tried). Trying the commands on `mnist50`
 also scores test images, a few times while this was written, and so do timing a whole run,
-`python -m benchmarks.robust`, `benchmarks.suggest` and `benchmarks.pool`; no recipe was chosen by
-that.
+`python -m benchmarks.robust`, `benchmarks.suggest`, `benchmarks.pool` and `benchmarks.confidence`;
+no recipe was chosen by that. One thing changed after it: which images new ones are compared with to
+tell strangers ([confidence.md](confidence.md)).
 First explorations, before this project had code, looked at the test set on one draw of their own;
 none of their figures is used here.
 
@@ -351,8 +352,6 @@ idx files (`handful data mnist --out DIR` fetches them). Repeat them all:
     python -m benchmarks.accuracy run best DIR --per-class 50 --draws 100-109
     python -m benchmarks.accuracy run best DIR --per-class 10 --draws 100-104
     python -m benchmarks.accuracy run best DIR --per-class 100 --draws 100-104
-    python -m benchmarks.accuracy run best DIR --per-class 5 --draws 100-104
-    python -m benchmarks.accuracy run best DIR --per-class 20 --draws 100-104
     python -m benchmarks.accuracy run ensemble DIR --per-class 50 --draws 100-104
     python -m benchmarks.accuracy run pool DIR --per-class 1 --draws 100-102
     python -m benchmarks.accuracy run pool DIR --per-class 5 --draws 100-102

@@ -284,7 +284,8 @@ here; the graph (ten neighbours, α 0.99), 1,600 steps and no label smoothing on
 to 2 (training images 50,000–59,999), in explorations that are not on record. There, on draw 0 with
 10 labels a class and 800 steps, hard labels gave 99.26, soft ones 98.98, a second round of
 self-training no more than the first (99.20, then 99.18), and the surest 80 % of the images alone
-97.87: what is hard is then never seen. One seed each. Test images were scored once for each row.
+97.87: what is hard is then never seen. One seed each. Each row of the two files scored the test
+images once; where there are rows of several commits, the newest stand here.
 The folds train networks of their own, and take nothing from the one that answers.
 
 ## Strangers in the pool

@@ -111,7 +111,7 @@ products of 2048 × 2048 matrices and of 3 × 3 convolutions of 128 channels; th
 one that the encoder alone reaches, forward and backward, counts three times the multiply-adds of
 its convolutions. Then the parts of a step: *forward* is of encoder and head, *backward* also of the
 loss. `best` and `ensemble` have no pretext task: their rows are of the step that they would take if
-they had one.""",
+they had one. That of `pool` is the one of `best`.""",
     columns={
         "recipe": cells.text("case"),
         "multiply-adds an image": lambda row: f"{row['multiply_adds'] / 1e6:.1f} million",

@@ -389,7 +389,7 @@ def export(
         bool, typer.Option("--overwrite", help="Replace the file that is there.")
     ] = False,
 ) -> None:
-    """Write the model as one file that answers as `handful predict` does, without torch.
+    """Write the model as one file that gives the probabilities of `handful predict`, without torch.
 
     It takes pixels: what a picture must go through first is described in its metadata. It counts as
     written once ONNX Runtime gives the answers of PyTorch on 1,000 images.

@@ -114,8 +114,8 @@ BEST = RunConfig(
     test_views=16,
     data=DataConfig(validation=0.0),
     network=NetworkConfig(width=24),
-    # with views that weaken no contrast measurably earned its images, small batches and ten times
-    # the usual weight decay did: docs/ablation.md
+    # with views that weaken no contrast measurably earned its images (docs/ablation.md); small
+    # batches and ten times the usual weight decay: development draws 0 and 1 (docs/results.md)
     pretext=PretextConfig(steps=0, views=RICH_DIGITS),
     downstream=DownstreamConfig(
         steps=1920,
@@ -233,7 +233,7 @@ RECIPES: dict[str, Recipe] = {
         summary="many images, few labels: SimCLR on all, labels that spread, a classifier of both",
         command="handful train DIR --per-class 10 --unlabelled --recipe pool",
         cost="5 to 9 min on two CPU cores without AVX-512, and once for all draws of MNIST's "
-        "60,000 images 22 to 41 min for the pretext task; on an NVIDIA H200 50 s with it",
+        "60,000 images up to 41 min for the pretext task; on an NVIDIA H200 50 s with it",
         reaches="97.38 % of MNIST's test images from 1 label a class, 99.27 % from 10 and "
         "99.37 % from 50 (worst 99.30), means of draws 100-102",
         config=POOL,
