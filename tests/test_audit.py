@@ -18,6 +18,7 @@ from handful import audit, cli, experiment, runs
 from handful.config import RunConfig
 from handful.datasets import Dataset
 from handful.images import ImageSet
+from handful.recipes import RECIPES
 
 CPU = torch.device("cpu")
 QUICK = ["network.width=8", "downstream.steps=60", "downstream.folds=4", "test_views=1"]
@@ -100,6 +101,32 @@ def test_what_was_planted_is_found_and_nothing_else(bundled: Dataset, tmp_path: 
     assert "ü<b>" not in page
     assert page.count("data:image/png") == 10  # two of each pair, one of the blank and the tiny one
     assert not re.search(r'(src|href)="(?!data:|#)', page)
+
+
+def test_arrays_keep_their_numbers_whatever_else_there_is(bundled: Dataset, tmp_path: Path) -> None:
+    """Copies, images without a label, some of them left out as they test: all move positions."""
+    pixels, labels = bundled.train.images[:, 0].numpy(), bundled.train.labels.numpy().copy()
+    chosen = np.concatenate([np.flatnonzero(labels == k)[:6] for k in range(2)])
+    x, y = pixels[chosen].copy(), labels[chosen].copy()
+    test = pixels[np.flatnonzero(labels < 2)[-4:]]
+    x[1], y[1] = test[3], -1  # left out: it tests
+    y[11] = -1
+    x[7] = x[2]  # of another label
+    np.savez(
+        tmp_path / "some.npz", x_train=x, y_train=y, x_test=test,
+        y_test=labels[np.flatnonzero(labels < 2)[-4:]],
+    )  # fmt: skip
+    (row,) = audited(tmp_path / "some.npz", tmp_path / "out", UNTRAINED)
+    assert (row["kind"], row["image"], row["other"]) == ("conflict", "train 7", "train 2")
+
+
+def test_every_file_that_was_left_out_has_its_line(bundled: Dataset, tmp_path: Path) -> None:
+    source = folder_of(bundled.train, tmp_path / "photos", 6)
+    for i in range(12):
+        (source / "2" / f"damaged {i}.png").write_bytes(b"no picture")
+    rows = audited(source, tmp_path / "out", UNTRAINED)
+    assert [row["kind"] for row in rows] == ["unreadable"] * 12
+    assert all(f"damaged {i}.png" in " ".join(row["note"] for row in rows) for i in range(12))
 
 
 def test_imbalance_names_the_class_and_unlabelled_leaks_are_left_out(
@@ -234,7 +261,10 @@ def test_where_each_class_has_one_image_nothing_is_trained(few: ImageSet, bundle
 
 
 def test_an_audit_of_a_run_takes_its_source_and_its_network(
-    bundled: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bundled: Dataset,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source = folder_of(bundled.train, tmp_path / "photos", 6)
     short = {"pretext__steps": 1, "downstream__steps": 2, "network__width": 5, "tsne": False}
@@ -244,6 +274,8 @@ def test_an_audit_of_a_run_takes_its_source_and_its_network(
     assert (config.network.width, config.seed, config.pretext.steps) == (5, 3, 0)
     assert config.downstream.views == runs.RunFolder(made.path).config().downstream.views
     assert audit.place(str(made.path)) == tmp_path / "run-audit"
+    monkeypatch.chdir(made.path)
+    assert audit.place(".") == tmp_path.resolve() / "run-audit"
     code = cli.main(
         ["audit", str(made.path), "--set=downstream.steps=2", "--set=downstream.folds=2"]
     )
@@ -260,7 +292,7 @@ def test_an_audit_of_a_run_takes_its_source_and_its_network(
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("recipe", ["fast", "best", "ensemble", "standard", "course", "demo"])
+@pytest.mark.parametrize("recipe", list(RECIPES))
 def test_any_recipe_may_judge(recipe: str) -> None:
     config, _ = audit.setting("mnist50", recipe, [])
     assert config.pretext.steps == 0

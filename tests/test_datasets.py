@@ -350,9 +350,11 @@ def test_the_source_may_set_validation_images_apart(photos: Path, tmp_path: Path
     assert dataset.validation is not None
     assert dataset.validation.labels.tolist() == [1] * 6
     assert "validation: 6 images" in dataset.notes
-    numbers = [number for part in dataset.parts for number in part.sources.tolist()]
-    # what is unlabelled is among the test images too
-    assert len(set(numbers)) == len(numbers) == 12 + 6 + 12
+    train, validation, test = (set(part.sources.tolist()) for part in dataset.parts)
+    # what is unlabelled is among the test images too; what validates is a copy of what trains
+    assert (len(train), len(validation), len(test)) == (12, 6, 12)
+    assert validation < train
+    assert not test & train
     told = "\n".join(load_from(tmp_path / "top", per_class=2).notes)
     assert "validation: 6 images, left out" in told
     told = "\n".join(load_from(tmp_path / "top", validation=0).notes)

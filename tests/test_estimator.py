@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -518,3 +519,33 @@ def test_a_length_that_is_left_open_is_fitted_to_the_data(monkeypatch: pytest.Mo
     monkeypatch.setattr(estimator, "pretext_task", lambda _: 0)  # only how long it would be
     encoder = SimCLREncoder(width=4, random_state=0).fit(images)
     assert encoder.config_.pretext.steps == 60_000 // 2 // 8
+
+
+def test_copies_of_images_that_train_do_not_judge(bundled: Dataset) -> None:
+    some = torch.cat([torch.arange(40), torch.arange(40)])
+    X, y = bundled.train.images[some].numpy(), bundled.train.labels[some].numpy()
+    parts: list[Any] = []
+    true = stages.train_classifier
+
+    def watched(members: Any) -> Any:
+        parts.append(members[0].session.parts)
+        return true(members)
+
+    with mock.patch.object(stages, "train_classifier", watched):
+        SimCLRClassifier("demo", pretext_steps=1, downstream_steps=1, width=4).fit(X, y)
+    fit, validation = parts[0].fit.fingerprints(), parts[0].validation.fingerprints()
+    assert len(validation)
+    assert not np.isin(validation, fit).any()
+
+
+def test_no_fit_leaves_a_pretext_task_on_the_disk(
+    bundled: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HANDFUL_CACHE", str(tmp_path))
+    X, y = bundled.train.images[:40].numpy(), bundled.train.labels[:40].numpy().copy()
+    y[20:] = -1
+    quick = {"pretext_steps": 1, "downstream_steps": 1, "width": 4}
+    SimCLRClassifier("pool", **quick).fit(X, y)
+    assert not list(tmp_path.iterdir())
+    SimCLRClassifier("pool", **quick, settings={"pretext.cache": True}).fit(X, y)
+    assert list(tmp_path.iterdir())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -753,7 +755,7 @@ def test_the_course_tells_what_its_validation_figure_is(source: Path, tmp_path: 
     summary = bare(source, tmp_path / "run", recipe="course").summary
     assert summary["validation_images"] == 20
     assert summary["labelled_images"] == 100
-    assert "did not train it" in summary["validation_of"]
+    assert summary["validation_of"] == experiment.ITSELF
     rows = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8")
     assert '"selection"' not in rows
 
@@ -838,6 +840,8 @@ def test_every_labelled_image_of_a_run_is_known_to_it(
     source = idx_folder(10)
     run = bare(source, tmp_path / "run", downstream__refit=refit, data__copies=copies)
     assert run.summary["test_images"] == 20
+    # another one is kept, in any case
+    assert run.summary["validation_of"] == (experiment.CHOSE if refit else experiment.TESTED)
     assert evaluate(run.path, str(source), "cpu")["learned_from"] == 100
 
 
@@ -1381,3 +1385,46 @@ def test_a_run_on_a_gpu_leaves_a_model_for_any_machine(
     torch.testing.assert_close(there.logits(images), here.logits(images), atol=0.02, rtol=0.02)
     distances = torch.from_numpy(there.distance(images)), torch.from_numpy(here.distance(images))
     torch.testing.assert_close(*distances, atol=0.02, rtol=0.02)
+
+
+def test_a_branch_of_settings_leaves_the_rest_as_it_was(source: Path, tmp_path: Path) -> None:
+    run = bare(
+        source, tmp_path / "run", recipe="fast", data={"per_class": 3}, downstream={"ema": 0.5}
+    )
+    found, usual = runs.RunFolder(run.path).config(), RECIPES["fast"].config
+    assert found.data.source == str(source)
+    assert (found.data.per_class, found.data.validation) == (3, usual.data.validation)
+    assert found.downstream.ema == 0.5
+    assert found.downstream.views == usual.downstream.views
+    with mock.patch.object(experiment, "run") as asked:
+        experiment.train("photos", out="nowhere", data=config.DataConfig(per_class=20))
+    laid, chosen = asked.call_args.args[0].data, asked.call_args.kwargs["chosen"]
+    assert (laid.source, laid.per_class, chosen) == ("photos", 20, {"data.per_class"})
+
+
+def test_embed_writes_whole_files_or_none(whole: Whole, tmp_path: Path) -> None:
+    out = tmp_path / "h.npz"
+    for wrong in (tmp_path / "missing" / "h.npz", tmp_path):
+        with (
+            mock.patch.object(datasets, "load_images", side_effect=AssertionError),
+            pytest.raises(ValueError, match=f"cannot write {re.escape(str(wrong))}"),
+        ):
+            embed(whole.path, str(whole.source), wrong, "cpu")
+    embed(whole.path, str(whole.source), out, "cpu")
+    before = out.read_bytes()
+    with (
+        mock.patch.object(os, "fsync", side_effect=OSError(28, "No space left on device")),
+        pytest.raises(ValueError, match="No space left"),
+    ):
+        embed(whole.path, str(whole.source), out, "cpu")
+    assert out.read_bytes() == before
+
+
+def test_a_foreign_folder_is_refused_before_images_are_read(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    with (
+        mock.patch.object(datasets, "load", side_effect=AssertionError),
+        pytest.raises(ValueError, match="mine"),
+    ):
+        bare(source, tmp_path / "mine")

@@ -70,6 +70,9 @@ MODELS: dict[str, Callable[[], Predictor]] = {
     "single, 1 channel": lambda: made(),
     "two members, views": lambda: made(views=3, members=2),
     "3 channels, views": lambda: made(channels=3, size=17, views=3),
+    "3 channels, mirrored views": lambda: replace(
+        made(channels=3, size=17, views=3), mirrored=True
+    ),
     "3 channels, crop": lambda: made(channels=3, size=17, kind="crop"),
 }
 

@@ -248,6 +248,19 @@ def test_where_nothing_validates_such_images_train() -> None:
     assert parts.labelled == 18
 
 
+def test_copies_among_images_that_would_validate_are_on_no_two_sides() -> None:
+    source = dataset([0, 1, 2] * 4, validation=6)
+    assert source.validation is not None
+    sources = torch.tensor([1, 2, 3, 103, 104, 105])  # three are copies of images that train
+    source = replace(source, validation=replace(source.validation, sources=sources))
+    for seed in range(10):
+        settings = {"data__validation": 0.0, "data__holdout": 0.3, "data__split_seed": seed}
+        parts = partition(configured(**settings, downstream__steps=1), source)
+        assert parts.test is not None
+        assert not set(parts.test.sources.tolist()) & set(parts.final.sources.tolist())
+        assert set(parts.everything.sources.tolist()) == {*range(1, 13), 103, 104, 105}
+
+
 def test_labels_a_class_are_those_drawn_and_no_more() -> None:
     source = dataset([0, 1, 2] * 4, test=9, validation=6)
     parts = partition(configured(data__per_class=3), source)

@@ -171,13 +171,15 @@ def test_no_forward_pass_is_larger_than_the_bound(
     assert sum(seen) == n * views
 
 
-def test_logits_are_the_mean_over_views_divided_by_the_temperature() -> None:
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_logits_are_the_mean_over_views_divided_by_the_temperature(mirrored: bool) -> None:
     from handful import views
 
-    model, images = made(views=3, temperature=2.5), pixels(4)
+    model, images = replace(made(views=3, temperature=2.5), mirrored=mirrored), pixels(4)
     x = images.float() / 255
     with torch.inference_mode():
-        expected = torch.stack([model.head(model.encoder(v)) for v in views.test_views(x, 3)])
+        looks = views.test_views(x, 3, mirrored=mirrored)
+        expected = torch.stack([model.head(model.encoder(look)) for look in looks])
     torch.testing.assert_close(model.logits(images), expected.mean(0) / 2.5)
 
 
@@ -301,14 +303,14 @@ def test_results_are_ordinary_tensors_that_gradients_may_follow() -> None:
 
 @pytest.mark.parametrize("inside", ["", "model"])
 def test_load_gives_back_the_same_predictor(tmp_path: Path, inside: str) -> None:
-    model, images = made(views=2), pixels(5)
+    model, images = replace(made(views=2), mirrored=True), pixels(5)
     model.save(tmp_path / inside)
     again = Predictor.load(tmp_path, device="cpu")
     torch.testing.assert_close(again.logits(images), model.logits(images), atol=1e-6, rtol=0)
     assert again.class_names == NAMES
     assert again.preparation == model.preparation
     assert again.network == NETWORK
-    assert (again.temperature, again.test_views) == (1.7, 2)
+    assert (again.temperature, again.test_views, again.mirrored) == (1.7, 2, True)
     assert not any(path.suffix in (".pkl", ".pt", ".pth") for path in tmp_path.rglob("*"))
 
 

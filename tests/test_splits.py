@@ -138,6 +138,14 @@ def test_a_copy_without_its_label_goes_where_its_source_goes() -> None:
     assert len(keep) == len(held) == 2
 
 
+def test_the_one_source_of_a_class_stays_though_it_has_another_label_too() -> None:
+    labels, sources = torch.tensor([0, 1, 1, 1]), torch.tensor([0, 0, 1, 2])
+    for seed in range(30):
+        keep, held = split(labels, sources, 0.34, generator(seed))
+        assert set(labels[keep].tolist()) == {0, 1}
+        assert not set(sources[keep].tolist()) & set(sources[held].tolist())
+
+
 def test_a_share_of_zero_holds_nothing() -> None:
     keep, held = split(torch.tensor([0, 0, 1, 1]), torch.arange(4), 0.0, generator())
     assert keep.tolist() == [0, 1, 2, 3]

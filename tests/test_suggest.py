@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from handful import cli, experiment
+from handful import SimCLREncoder, cli, experiment
 from handful.datasets import Dataset
 from handful.predictor import Predictor
 from handful.suggest import doubt, suggest, typical, worth_a_label
@@ -184,6 +184,15 @@ def test_without_a_run_the_first_labels_are_spread(
     found = suggest(None, str(place / "pool"), 7, on_row=rows.append)
     assert rows[-1]["stage"] == "pretext"
     assert len({one.image for one in found}) == 7
+    assert all(one.ranking == () for one in found)
+
+
+def test_an_encoder_alone_suggests_what_is_typical(place: Path, tmp_path: Path) -> None:
+    pixels = np.stack([np.asarray(Image.open(p)) for p in sorted((place / "pool").rglob("*.png"))])
+    encoder = SimCLREncoder("fast", pretext_steps=1, width=4, random_state=0, device="cpu")
+    encoder.fit(pixels).predictor_.save(tmp_path / "model")
+    found = suggest(tmp_path / "model", str(place / "pool"), 5, device="cpu")
+    assert len({one.image for one in found}) == 5
     assert all(one.ranking == () for one in found)
 
 

@@ -332,7 +332,7 @@ def test_views_leave_images_and_global_randomness_alone(config: ViewsConfig, few
     state, before = torch.get_rng_state(), few.images.clone()
     two_views(few.images, config, generator())
     expand(few, 2, generator())
-    views.test_views(to_float(few.images), 3)
+    views.test_views(to_float(few.images), 3, mirrored=False)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(few.images, before)
 
@@ -522,14 +522,14 @@ def test_no_copies_are_no_change(few: ImageSet) -> None:
 
 def test_the_first_test_view_is_the_image_itself(few: ImageSet) -> None:
     x = to_float(few.images)
-    assert torch.equal(views.test_views(x, 1), x[None])
-    seen = views.test_views(x, 5)
+    assert torch.equal(views.test_views(x, 1, mirrored=False), x[None])
+    seen = views.test_views(x, 5, mirrored=False)
     assert seen.shape == (5, *x.shape)
     assert torch.equal(seen[0], x)
 
 
 def test_test_views_are_mild_and_all_different(few: ImageSet) -> None:
-    seen = views.test_views(to_float(few.images), 6)
+    seen = views.test_views(to_float(few.images), 6, mirrored=False)
     for i in range(6):
         for j in range(i):
             assert (seen[i] - seen[j]).abs().amax((1, 2, 3)).min() > 0.05
@@ -542,14 +542,20 @@ def test_an_images_test_views_do_not_depend_on_its_neighbours(
     few: ImageSet, place: int, count: int
 ) -> None:
     x = to_float(few.images)
-    alone = views.test_views(x[place : place + 1], count)[:, 0]
-    torch.testing.assert_close(views.test_views(x, count)[:, place], alone, rtol=0, atol=1e-6)
+    alone = views.test_views(x[place : place + 1], count, mirrored=False)[:, 0]
+    torch.testing.assert_close(
+        views.test_views(x, count, mirrored=False)[:, place], alone, rtol=0, atol=1e-6
+    )
 
 
 def test_test_views_never_change(few: ImageSet) -> None:
     x = to_float(few.images)
-    assert torch.equal(views.test_views(x, 4), views.test_views(x, 4))
-    assert torch.equal(views.test_views(x, 4), views.test_views(x, 8)[:4])
+    assert torch.equal(
+        views.test_views(x, 4, mirrored=False), views.test_views(x, 4, mirrored=False)
+    )
+    assert torch.equal(
+        views.test_views(x, 4, mirrored=False), views.test_views(x, 8, mirrored=False)[:4]
+    )
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -590,3 +596,9 @@ def test_a_gpu_sees_the_same_views(config: ViewsConfig, gpu: torch.device) -> No
     assert found.device.type == "cuda"
     torch.testing.assert_close(found.cpu(), expected, atol=1e-3, rtol=0)
     assert torch.equal(here.get_state(), there.get_state())
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_test_views_find_beyond_the_frame_what_training_found_there(mirrored: bool) -> None:
+    seen = views.test_views(torch.ones(2, 3, 16, 16), 4, mirrored=mirrored)
+    assert torch.allclose(seen, torch.ones(())) == mirrored

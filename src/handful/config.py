@@ -345,11 +345,11 @@ class RunConfig(Frozen):
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values as dotted keys."""
+    """Nested values as dotted keys; of a model those that somebody gave it."""
     values: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, BaseModel):
-            value = value.model_dump()
+            value = value.model_dump(exclude_unset=True)
         if isinstance(value, Mapping):
             values |= flat(value, f"{prefix}{key}.")
         else:

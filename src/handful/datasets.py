@@ -16,7 +16,7 @@ import torch
 from handful import folders, idx, manifests, sources
 from handful.config import DataConfig
 from handful.decoding import OnRow
-from handful.images import ImageSet, concatenate
+from handful.images import ImageSet, concatenate, first_of
 from handful.pictures import Kind, Part, Preparation, Role, is_prepared_digit
 from handful.sources import Piece
 
@@ -43,6 +43,10 @@ class Dataset:
     preparation: Preparation
     notes: tuple[str, ...]
     validation: ImageSet | None = None
+    skipped: tuple[str, ...] = ()
+    """A line for each file or row that was left out, and why."""
+    left_out: tuple[int, ...] = ()
+    """Places of the images that were read and yet do not train, among all that do or would."""
 
     @property
     def parts(self) -> list[ImageSet]:
@@ -239,7 +243,7 @@ def _source(config: DataConfig, on_row: OnRow | None) -> Dataset:
     # what is in the test images as well, training tells for every source
     told = [*_alike(names), *(line for role, line in leaks.items() if role != "test")]
     notes = [*dataset.notes, *told, *_amiss(amiss, config, doubtful)]
-    return replace(dataset, notes=tuple(notes))
+    return replace(dataset, notes=tuple(notes), skipped=tuple(amiss))
 
 
 def _test_of(place: Path) -> str:
@@ -270,7 +274,7 @@ def _note(piece: Piece, images: ImageSet, place: Path, config: DataConfig) -> st
 def _assembled(
     sets: Mapping[Role, list[ImageSet]], test_of: str, preparation: Preparation, notes: list[str]
 ) -> tuple[Dataset, dict[Role, str]]:
-    """Every image its own source, but equal ones that train share theirs.
+    """Every image its own source, but equal ones share theirs, those that test apart.
 
     Unlabelled images that test or validate are left out; of labelled ones a line for each such role
     comes with the data set. Raises ValueError for test images without any label.
@@ -293,15 +297,18 @@ def _assembled(
     if count := int(left_out.sum()):
         notes = [*notes, f"left out: {count:,} unlabelled images that test or validate as well"]
     train = train.select(torch.from_numpy(~left_out))
-    _, once, kind = np.unique(prints[~left_out], return_index=True, return_inverse=True)
-    train = replace(train, sources=torch.from_numpy(once[kind]))
-    first = len(train)
-    for role, images in judging.items():
-        judging[role] = _renumbered(images, first)
-        first += len(images)
-    test_of = test_of if "test" in judging else ""
     validation, test = judging.get("validation"), judging.get("test")
-    return Dataset(train, test, test_of, preparation, tuple(notes), validation), leaks
+    alike = [prints[~left_out], *([] if validation is None else [validation.fingerprints()])]
+    sources = first_of(np.concatenate(alike))
+    train = replace(train, sources=sources[: len(train)])
+    if validation is not None:  # which train as well where nothing is to validate
+        validation = replace(validation, sources=sources[len(train) :])
+    if test is not None:
+        test = _renumbered(test, len(sources))
+    test_of = "" if test is None else test_of
+    gone = tuple(np.flatnonzero(left_out).tolist())
+    found = Dataset(train, test, test_of, preparation, tuple(notes), validation, left_out=gone)
+    return found, leaks
 
 
 def _renumbered(images: ImageSet, first: int) -> ImageSet:
@@ -347,7 +354,7 @@ def _with_pool(dataset: Dataset, config: DataConfig, on_row: OnRow | None) -> Da
     if len(images) < all_of_it:
         note += f"; {all_of_it - len(images):,} that are there twice or in the source are left out"
     notes = (*dataset.notes, note, *_amiss(amiss, config))
-    return replace(dataset, train=train, notes=notes)
+    return replace(dataset, train=train, notes=notes, skipped=(*dataset.skipped, *amiss))
 
 
 def _bundled(config: DataConfig) -> Dataset:

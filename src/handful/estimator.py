@@ -132,6 +132,9 @@ class _Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
                 raise ValueError(f"settings has {key}, for which a parameter is set too: drop one")
         changes = {key: _plain(value) for key, value in {**options, **settings}.items()}
         own = {"seed": self._seed(), "device": self.device, "data.holdout": 0.0}
+        own["pretext.cache"] = (
+            False  # a grid of fits would fill the disk with what none takes again
+        )
         recipe = recipe_for("arrays", str(self.recipe))
         config = laid_over(recipe, {**self._fixed, **own, **changes})
         return config, frozenset(changes)
@@ -373,7 +376,7 @@ def _dataset(images: ImageSet) -> Dataset:
     digits = images.channels == 1 and all(map(is_prepared_digit, grey))
     channels: Literal[1, 3] = 1 if images.channels == 1 else 3
     preparation = Preparation("digits" if digits else "letterbox", images.size[0], channels)
-    return Dataset(images, None, "", preparation, ())
+    return Dataset(images.joined(), None, "", preparation, ())
 
 
 def _numbered(y: Array) -> tuple[Array, NDArray[np.int64]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
@@ -36,11 +37,10 @@ from handful.splits import batches_per_epoch
 from handful.stages import Trained
 from handful.tracking import Board
 
-VALIDATION_OF = {
-    True: "the model that chose the length, trained without the labels of these images",
-    False: "the model itself: these images chose its length and did not train it",
-}
-"""Whose figure the validation accuracy is, by whether there was a refit on all labels."""
+CHOSE = "the model that chose the length, trained without the labels of these images"
+ITSELF = "the model itself: these images chose its length and did not train it"
+TESTED = "the model that was tested: these images chose its length and did not train it"
+"""Whose figure the validation accuracy is: `TESTED` where another one is kept."""
 
 
 class Run(NamedTuple):
@@ -109,10 +109,10 @@ def run(
             f"--draw {config.data.draw} needs --per-class: without it every label is used"
         )
     device = devices.choose(config.device)
+    runs.check(out, overwrite)
     dataset = datasets.load(config.data, on_row)
     for note in dataset.notes:
         say(note)
-    runs.check(out, overwrite)
     asked, known = config, runs.preset_there(out) if config.preset == "auto" else None
     if known is not None and not overwrite:  # what was found once is not looked for again
         asked, chosen = asked.updated({"preset": known}), {*chosen, "preset"}
@@ -316,7 +316,6 @@ def _described(members: Sequence[Member], trained: Trained, seen: int) -> dict[s
     """What the run was and what its validation said."""
     session = members[0].session
     config, parts, validation = session.config, session.parts, trained.validation
-    refit = config.downstream.refit
     return {
         "recipe": config.recipe,
         "preset": config.preset,
@@ -339,7 +338,7 @@ def _described(members: Sequence[Member], trained: Trained, seen: int) -> dict[s
         "validation_accuracy": validation.accuracy if validation else None,
         "validation_interval": validation.interval if validation else None,
         "validation_images": validation.images if validation else 0,
-        "validation_of": None if validation is None else VALIDATION_OF[refit],
+        "validation_of": None if validation is None else _validation_of(config, parts),
         "selected_step": trained.step,
         "images_through_encoder": {"pretext": seen, "downstream": trained.encoded}
         | ({"folds": trained.in_folds} if trained.in_folds else {}),
@@ -354,6 +353,12 @@ def _described(members: Sequence[Member], trained: Trained, seen: int) -> dict[s
         "precision": str(session.dtype).removeprefix("torch."),
         "versions": devices.versions(),
     }
+
+
+def _validation_of(config: RunConfig, parts: Partition) -> str:
+    if config.downstream.refit:
+        return CHOSE
+    return TESTED if len(parts.everything) > len(parts.final) else ITSELF
 
 
 def _calibrated_by(trained: Trained) -> str | None:
@@ -405,6 +410,8 @@ def embed(
     on_row: as `evaluate` has it.
     """
     predictor = Predictor.load(run, device)
+    if out.is_dir() or not out.parent.is_dir():
+        raise ValueError(f"cannot write {out}: name a file in a folder that exists")
     images, taken = datasets.load_images(
         source, predictor.preparation, predictor.class_names, other_classes=True, on_row=on_row
     )
@@ -419,6 +426,7 @@ def embed(
     drawn = runs.RunFolder(run).arrays()
     if "map_h" in drawn:
         arrays["xy"] = maps.Map(drawn["map_h"], drawn["map_xy"]).place(h)
-    with out.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+    archive = io.BytesIO()
+    np.savez_compressed(archive, allow_pickle=False, **arrays)
+    runs.RunFolder(out.parent).write(out.name, archive.getvalue())
     return len(images), taken

@@ -92,6 +92,7 @@ class Answers(nn.Module):
     def __init__(self, model: Predictor) -> None:
         super().__init__()
         self.encoder, self.head, self.temperature = model.encoder, model.head, model.temperature
+        self.mirrored = model.mirrored
         size = model.preparation.size
         # buffers: the random numbers behind them are PyTorch's own
         self.register_buffer("grids", views.test_grids(model.test_views, size, size, model.device))
@@ -108,7 +109,9 @@ class Answers(nn.Module):
         doubt = (logits.softmax(1).amax(1) < SURE).nonzero().squeeze(1)  # (M,)
         # said to the tracer alone, which must know; the graph that it makes takes M = 0 as well
         torch._check(doubt.shape[0] > 0)
-        seen = torch.cat(views.through(self.grids, x[doubt]))  # (V · M, C, S, S)
+        seen = torch.cat(
+            views.through(self.grids, x[doubt], mirrored=self.mirrored)
+        )  # (V · M, C, S, S)
         others = len(self.grids)
         more = self.head(self.encoder(seen)) / self.temperature  # (V · M, Y)
         total = more.unflatten(0, (others, doubt.shape[0])).sum(0)  # (M, Y)

@@ -135,6 +135,13 @@ class ImageSet:
         found = b"".join(hashlib.sha256(image.tobytes()).digest()[:8] for image in pixels)
         return np.frombuffer(found, "<u8")
 
+    def joined(self) -> ImageSet:
+        """The same with one source for all that are equal, pixel by pixel: the place of the first.
+
+        Nothing that one of them taught may be judged by another.
+        """
+        return replace(self, sources=first_of(self.fingerprints()))
+
     def not_among(self, known: NDArray[np.uint64]) -> Tensor:
         """Positions of the images whose fingerprints are not known, each image once: int64 (M,)."""
         prints, once = np.unique(self.fingerprints(), return_index=True)
@@ -153,6 +160,12 @@ class ImageSet:
         text += f", {len(counts)} classes with {each} labelled each"
         unlabelled = len(self) - int(counts.sum())
         return f"{text}, {unlabelled:,} unlabelled" if unlabelled else text
+
+
+def first_of(prints: NDArray[np.uint64]) -> Tensor:
+    """For each fingerprint where it stands first: int64 (N,)."""
+    _, first, kind = np.unique(prints, return_index=True, return_inverse=True)
+    return torch.from_numpy(first[kind])
 
 
 ROWS = 1024

@@ -61,9 +61,12 @@ class Layout:
         side = max(height, width)
         top, left = (side - height) // 2, (side - width) // 2
         around = ((top, side - height - top), (left, side - width - left))
-        square = np.pad(images, ((0, 0), (0, 0), *around))
-        times = -(-SMALLEST // side) if side < SMALLEST else 1
-        return np.ascontiguousarray(square.repeat(times, axis=2).repeat(times, axis=3))
+        if height != width:
+            images = np.pad(images, ((0, 0), (0, 0), *around))
+        if side < SMALLEST:  # each of these copies, and images may be more than memory holds
+            times = -(-SMALLEST // side)
+            images = images.repeat(times, axis=2).repeat(times, axis=3)
+        return np.ascontiguousarray(images)
 
     def _bytes(self, rows: Array) -> NDArray[np.uint8]:
         """uint8 (N, F), with black at the end where an image is larger than a row."""

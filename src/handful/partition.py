@@ -58,13 +58,13 @@ def partition(config: RunConfig, dataset: Dataset) -> Partition:
         drawn = draw(images.labels, data.per_class, data.draw)
     else:
         drawn = (images.labels >= 0).nonzero().squeeze(1)
-    labelled = images.select(drawn)
+    labelled, given = _labelled(config, dataset, drawn)
     generator = devices.generator(data.split_seed, "split")
     kept, held_out = labelled, None
     left_over = _left_over(config, dataset, labelled)
     if dataset.test is None and left_over is None and data.holdout:
         kept, held_out = _split(labelled, data.holdout, generator)
-    fit, validation = _judged(config, dataset, kept, generator)
+    fit, validation = (kept, given) if given else _split(kept, data.validation, generator)
     labels = len(fit) + len(validation or ())
 
     copies = devices.generator(config.seed, "copies")
@@ -112,19 +112,19 @@ def with_pool(labelled: ImageSet, pool: ImageSet) -> ImageSet:
     return both.select(both.sources.argsort(stable=True))
 
 
-def _judged(
-    config: RunConfig, dataset: Dataset, kept: ImageSet, generator: torch.Generator
+def _labelled(
+    config: RunConfig, dataset: Dataset, drawn: Tensor
 ) -> tuple[ImageSet, ImageSet | None]:
-    """What trains, of the labelled images that are `kept`, and what validates.
+    """Labelled images, and those that the source sets apart to validate in place of some of them.
 
-    What the source sets apart for validation takes the place of a share of `kept`. Where nothing is
-    to validate, its labels train as well. With `--per-class` neither: the labels are those drawn.
+    Where nothing is to validate, these are labelled images like the others. With `--per-class`
+    neither: the labels are those drawn.
     """
-    given, share = dataset.validation, config.data.validation
+    labelled, given = dataset.train.select(drawn), dataset.validation
     if given is None or config.data.per_class:
-        return _split(kept, share, generator) if share else (kept, None)
+        return labelled, None
     given = given.labelled()
-    return (kept, given) if share else (concatenate([kept, given]), None)
+    return (labelled, given) if config.data.validation else (concatenate([labelled, given]), None)
 
 
 def _split(

@@ -73,6 +73,8 @@ class Predictor:
     test_views: int = 1
     evidence: Evidence | None = None
     familiar: Familiar | None = None
+    mirrored: bool = False
+    """Whether test views mirror in what turns out of the frame, as training did."""
 
     @property
     def members(self) -> int:
@@ -226,7 +228,9 @@ class Predictor:
         logits, others = self._judge(h), self.test_views - 1
         doubt = (logits.softmax(1).amax(1) < SURE).nonzero().squeeze(1) if others else ()
         if len(doubt):
-            seen = views.test_views(x[doubt], self.test_views)[1:]  # (V - 1, M, C, H, W)
+            seen = views.test_views(x[doubt], self.test_views, mirrored=self.mirrored)[
+                1:
+            ]  # (V - 1, M, C, H, W)
             more = self._judge(self.encoder(seen.flatten(0, 1))).unflatten(0, (others, len(doubt)))
             logits[doubt] = (logits[doubt] + more.sum(0)) / self.test_views
         return logits
@@ -290,6 +294,7 @@ class Predictor:
             "members": self.members,
             "temperature": self.temperature,
             "test_views": self.test_views,
+            "mirrored": self.mirrored,
             "evidence": self.evidence and self.evidence.as_dict(),
             "versions": devices.versions(),
         }
@@ -368,6 +373,7 @@ class Predictor:
             meta["test_views"],
             evidence and Evidence.from_dict(evidence),
             _familiar(tensors, encoder) if "known.h" in tensors else None,
+            meta.get("mirrored", False),
         )
 
 

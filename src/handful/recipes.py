@@ -271,8 +271,10 @@ A tenth is custom; nothing here was measured."""
 
 
 def laid_over(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """A recipe with what somebody set, by dotted keys, and what goes with an encoder of timm.
+    """A recipe with what somebody set, and what goes with an encoder of timm.
 
+    changes: by dotted keys; of a whole branch, such as `{"downstream": {"steps": 7}}`, what it
+    names is set and the rest stays as the recipe has it.
     Raises ValueError as `RunConfig.updated` does.
     """
     asked = flat(changes)
@@ -284,9 +286,7 @@ def laid_over(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
         ]
     if asked.get("network.weights") is not None:
         fitting |= GENTLE
-    laid = config.updated({**fitting, **changes})
-    # once more: a whole branch of settings, such as downstream={...}, took what stood there
-    return laid.updated({key: value for key, value in fitting.items() if key not in asked})
+    return config.updated({**fitting, **asked})
 
 
 def compose(

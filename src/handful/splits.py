@@ -57,6 +57,12 @@ def split(
         count = min(max(1, round(share * len(members))), len(members) - 1)
         shuffled = members[torch.randperm(len(members), generator=generator)]
         held_sources[shuffled[:count]] = True
+    for label in torch.unique(labels[labels >= 0]).tolist():
+        members = place[labels == label]
+        if held_sources[
+            members
+        ].all():  # the one source of a class was held out under another label
+            held_sources[members] = False
     held = held_sources[place]
     return (~held).nonzero().squeeze(1), held.nonzero().squeeze(1)
 
@@ -64,8 +70,9 @@ def split(
 def folds(labels: Tensor, sources: Tensor, count: int, generator: Generator) -> Tensor:
     """The fold, 0 to `count` - 1, in which each image is held out: int64 (N,), -1 for never.
 
-    labels, sources: int64 (N,). All images of one source are in one fold, and each class is spread
-    over the folds evenly. A class with one source is never held out, nor is what has no label.
+    labels, sources: int64 (N,). All images of one source and label are in one fold, and each class
+    is spread over the folds evenly. A class with one source is never held out, nor is what has no
+    label.
     """
     found = torch.full_like(labels, -1)
     for label in torch.unique(labels[labels >= 0]).tolist():

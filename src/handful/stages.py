@@ -316,6 +316,7 @@ def predictor_of(session: Session, trained: Trained) -> Predictor:
         trained.temperature,
         session.config.test_views,
         trained.evidence,
+        mirrored=not session.config.downstream.views.keep_ink,
     )
 
 

@@ -80,6 +80,9 @@ def suggest(
     if model is None:
         chosen = _first(images.images.numpy(), count, seed, device, say, on_row)
         return [Suggestion(name(i), ()) for i in chosen.tolist()]
+    if len(model.class_names) < 2:  # of an encoder alone, which doubts nothing
+        chosen = typical(model.embed(images), np.ones(len(images)), count, seed)
+        return [Suggestion(name(i), ()) for i in chosen.tolist()]
     probabilities = model.predict_proba(images)
     chosen = worth_a_label(model.embed(images), probabilities, count, seed)
     rankings = model.rankings(probabilities[chosen])

@@ -44,7 +44,7 @@ def within(images: ImageSet) -> list[Twin]:
     """Pairs in one set, first < second: each copy with the first of its kind, each near pair."""
     once, place = _kinds(images.fingerprints())
     found = [Twin(int(once[k]), i, 1.0) for i, k in enumerate(place) if once[k] != i]
-    x = _comparable(images.images[torch.from_numpy(once)])
+    x = _comparable(images.select(torch.from_numpy(once)).images)
     near = {(min(i, j), max(i, j)): alike for i, j, alike in _near(x, x, itself=True)}
     found += [Twin(int(once[i]), int(once[j]), alike) for (i, j), alike in near.items()]
     return sorted(Twin(min(a, b), max(a, b), alike) for a, b, alike in found)
@@ -58,7 +58,7 @@ def across(images: ImageSet, others: ImageSet) -> list[Twin]:
     prints = images.fingerprints().tolist()
     found = [Twin(i, known[p], 1.0) for i, p in enumerate(prints) if p in known]
     rest = torch.tensor([i for i, p in enumerate(prints) if p not in known], dtype=torch.int64)
-    x, y = _comparable(images.images[rest]), _comparable(others.images)
+    x, y = _comparable(images.select(rest).images), _comparable(others.images)
     best: dict[int, Twin] = {}
     for i, j, alike in _near(x, y, itself=False):
         position = int(rest[i])

@@ -62,7 +62,7 @@ def _geometry(x: Tensor, config: ViewsConfig, generator: Generator) -> Tensor:
     field = _elastic_field(n, height, width, config, generator, x.device)
     if config.keep_ink:
         matrix, shift = _inside_frame(x, matrix, shift, field)
-    return warp(x, matrix, shift, field, "zeros" if config.keep_ink else "reflection")
+    return warp(x, matrix, shift, field, _beyond(not config.keep_ink))
 
 
 ASPECT = 4 / 3
@@ -320,14 +320,15 @@ def expand(
     )
 
 
-def test_views(x: Tensor, count: int) -> Tensor:
+def test_views(x: Tensor, count: int, *, mirrored: bool) -> Tensor:
     """`count` fixed views of each image: float (N, C, H, W) to (count, N, C, H, W).
 
     The first is the image itself; the others turn, scale, slant and shift it a little, all images
     alike, so that an image's prediction does not depend on its neighbours in a batch.
+    mirrored: what turns out of the frame is mirrored in, as by views without `keep_ink`.
     """
     grids = test_grids(count, x.shape[2], x.shape[3], x.device)
-    return torch.stack([x, *through(grids, x)])
+    return torch.stack([x, *through(grids, x, mirrored=mirrored)])
 
 
 def test_grids(count: int, height: int, width: int, device: torch.device) -> Tensor:
@@ -345,6 +346,11 @@ def test_grids(count: int, height: int, width: int, device: torch.device) -> Ten
     return torch.cat(grids)
 
 
-def through(grids: Tensor, x: Tensor) -> list[Tensor]:
+def through(grids: Tensor, x: Tensor, *, mirrored: bool) -> list[Tensor]:
     """A view of all images through each of the grids (V, H, W, 2): V of float (N, C, H, W)."""
-    return [sampled(x, grid) for grid in grids]
+    return [sampled(x, grid, _beyond(mirrored)) for grid in grids]
+
+
+def _beyond(mirrored: bool) -> str:
+    """What grid_sample finds beyond the frame."""
+    return "reflection" if mirrored else "zeros"

@@ -38,10 +38,9 @@ LEVELS, SHARE = 8, 0.005
 """A picture is blank where at most this share of its pixels is that far from its own median."""
 ENLARGED = 2
 """Times by which a file smaller than this was blown up."""
-SKIPPED = "skipped: "
 FIXED = {
     "pretext.steps": 0, "control": False, "tsne": False, "members": 1, "data.copies": 0,
-    "data.validation": 0.0, "data.holdout": 0.0,
+    "data.validation": 0.0, "data.holdout": 0.0, "downstream.pseudo_labels": False,
 }  # fmt: skip
 """Labels must not reach a network before its fold is held out, and nothing else is held out."""
 
@@ -80,7 +79,8 @@ def setting(
 def place(given: str) -> Path:
     """Where an audit goes by default: beside the run, or where runs of the source go."""
     if RunFolder(given).is_run:
-        return Path(given).with_name(f"{Path(given).resolve().name}-audit")
+        run = Path(given).resolve()
+        return run.with_name(f"{run.name}-audit")
     return Path("runs") / f"{name_of(given)}-audit"
 
 
@@ -119,6 +119,8 @@ def examined(
     say: Callable[[str], None] = lambda line: None,
 ) -> Audit:
     """The same of images that are loaded, without a folder."""
+    files = bool(dataset.train.paths)
+    dataset = _named(dataset)
     config, parts = plan(config, dataset, chosen)
     images, test = parts.pretext, dataset.test
     blank = blanks(images.images)
@@ -130,8 +132,8 @@ def examined(
     ]
     found = [*_leaks(images, test, judgeable), *_copies(images, pairs)]
     found += [Finding("blank", i) for i in blank.nonzero().squeeze(1).tolist()]
-    found += _tiny(images, dataset.preparation.size)
-    found += _unreadable(dataset.notes)
+    found += _tiny(images, dataset.preparation.size) if files else ()
+    found += [Finding("unreadable", note=line) for line in dataset.skipped]
     found += _imbalance(images)
     judged = None
     if config.downstream.folds:
@@ -149,7 +151,28 @@ def examined(
         finding._replace(label=int(images.labels[finding.image])) if finding.image >= 0 else finding
         for finding in found
     ]
-    return Audit(config, images, test, tuple(labelled), judged)
+    return Audit(config, images, test, files, tuple(labelled), judged)
+
+
+def _named(dataset: Dataset) -> Dataset:
+    """The same with a name for every image: its file, else the number that it has in its split."""
+    gone = set(dataset.left_out)
+    places = [i for i in range(len(dataset.train) + len(gone)) if i not in gone]
+    test, validation = dataset.test, dataset.validation
+    return replace(
+        dataset,
+        train=_numbered(dataset.train, "train", places),
+        test=None if test is None else _numbered(test, "test", range(len(test))),
+        validation=None
+        if validation is None
+        else _numbered(validation, "validation", range(len(validation))),
+    )
+
+
+def _numbered(images: ImageSet, split: str, places: Sequence[int]) -> ImageSet:
+    paths = images.paths or ("",) * len(images)
+    names = (path or f"{split} {i}" for path, i in zip(paths, places, strict=True))
+    return replace(images, paths=tuple(names))
 
 
 def blanks(images: Tensor) -> Tensor:
@@ -198,14 +221,6 @@ def _tiny(images: ImageSet, size: int) -> Iterator[Finding]:
             width, height = sides
             score = max(sides) / size
             yield Finding("tiny", i, score=score, note=f"{width} × {height} pixels")
-
-
-def _unreadable(notes: Sequence[str]) -> list[Finding]:
-    return [
-        Finding("unreadable", note=note.removeprefix(SKIPPED))
-        for note in notes
-        if note.startswith(SKIPPED)
-    ]
 
 
 def _imbalance(images: ImageSet) -> Iterator[Finding]:

@@ -51,11 +51,13 @@ class Judged(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Audit:
-    """What was found, the most serious first, and in what."""
+    """What was found, the most serious first, and in what: every image has its name as its path."""
 
     config: RunConfig
     images: ImageSet
     test: ImageSet | None
+    files: bool
+    """Whether images are named by their files; else by the numbers that they have in a split."""
     findings: tuple[Finding, ...]
     judged: Judged | None
 

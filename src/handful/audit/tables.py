@@ -35,30 +35,21 @@ def write(found: Audit, out: Path) -> None:
     folder.write("audit.html", page.render(_facts(found), _sections(found)).encode())
 
 
-def _name(images: ImageSet, position: int, split: str) -> str:
-    """The file of an image, else the number that it has in its split."""
-    if position < 0:
-        return ""
-    path = images.paths[position] if images.paths else ""
-    source = images.sources[position]
-    # copies share a source: the number of the first is that, the others have their own
-    alone = split == "train" and int((images.sources == source).nonzero()[0]) == position
-    number = int(source) if alone else position
-    return path or f"{split} {number}"
+def _name(images: ImageSet, position: int) -> str:
+    return "" if position < 0 else images.paths[position]
 
 
 def _cells(found: Audit, finding: Finding) -> dict[str, Any]:
     """A finding in words."""
     names, others = found.images.class_names, found.images
-    split = "train"
     if finding.kind == "leak" and found.test is not None:
-        others, split = found.test, "test"
+        others = found.test
     return {
-        "image": _name(found.images, finding.image, "train"),
+        "image": _name(found.images, finding.image),
         "label": names[finding.label] if finding.label >= 0 else "",
         "suggested": names[finding.suggested] if finding.suggested >= 0 else "",
         "score": "" if finding.score is None else f"{finding.score:.4f}",
-        "other": _name(others, finding.other, split),
+        "other": _name(others, finding.other),
         "note": finding.note,
     }
 
@@ -82,7 +73,7 @@ def _labels(found: Audit, judged: Judged) -> str:
     table.writerow(columns)
     for rank, k in enumerate(judged.doubts.order.tolist(), 1):
         position = int(judged.positions[k])
-        row = [rank, _name(found.images, position, "train")]
+        row = [rank, _name(found.images, position)]
         row += [names[int(found.images.labels[position])], names[judged.doubts.suggested[k]]]
         numbers = judged.doubts.score[k], judged.probability[k]
         row += [f"{number:.6f}" for number in numbers]
@@ -98,7 +89,7 @@ def _facts(found: Audit) -> dict[str, Any]:
         "source": config.data.source,
         "images": found.images.describe(),
         "test_images": None if found.test is None else len(found.test),
-        "files": bool(found.images.paths),
+        "files": found.files,
         "counts": found.titled,
         "judged": None if judged is None else len(judged.positions),
         "agreeing": None if judged is None else judged.agreeing,

@@ -33,7 +33,7 @@ TITLES: dict[Kind, str] = {
     "duplicate": "Copies among the training images",
     "blank": "Images that show nothing",
     "tiny": "Images of too few pixels",
-    "unreadable": "Files that cannot be read",
+    "unreadable": "Files and rows that were left out",
     "outlier": "Images unlike all others",
     "imbalance": "Classes with far fewer labels",
 }
