@@ -112,12 +112,17 @@ def test_arrays_keep_their_numbers_whatever_else_there_is(bundled: Dataset, tmp_
     x[1], y[1] = test[3], -1  # left out: it tests
     y[11] = -1
     x[7] = x[2]  # of another label
+    more = pixels[chosen[:3] + 20].copy()
+    more[2] = x[8]
     np.savez(
-        tmp_path / "some.npz", x_train=x, y_train=y, x_test=test,
+        tmp_path / "some.npz", x_train=x, y_train=y, x_test=test, x_unlabelled=more,
         y_test=labels[np.flatnonzero(labels < 2)[-4:]],
     )  # fmt: skip
-    (row,) = audited(tmp_path / "some.npz", tmp_path / "out", UNTRAINED)
-    assert (row["kind"], row["image"], row["other"]) == ("conflict", "train 7", "train 2")
+    conflict, copy = audited(tmp_path / "some.npz", tmp_path / "out", UNTRAINED)
+    assert (conflict["kind"], conflict["image"], conflict["other"]) == (
+        "conflict", "train 7", "train 2",
+    )  # fmt: skip
+    assert {copy["image"], copy["other"]} == {"train 8", "unlabelled 2"}
 
 
 def test_every_file_that_was_left_out_has_its_line(bundled: Dataset, tmp_path: Path) -> None:

@@ -549,3 +549,17 @@ def test_no_fit_leaves_a_pretext_task_on_the_disk(
     assert not list(tmp_path.iterdir())
     SimCLRClassifier("pool", **quick, settings={"pretext.cache": True}).fit(X, y)
     assert list(tmp_path.iterdir())
+
+
+def test_images_that_may_not_be_written_are_copied(bundled: Dataset) -> None:
+    """As joblib hands them to other processes."""
+    X, y = bundled.train.images[:40].numpy().copy(), bundled.train.labels[:40].numpy()
+    X.setflags(write=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fitted = SimCLRClassifier("best", downstream_steps=1, width=4, preset="general").fit(X, y)
+        answers = fitted.predict_proba(X)
+    assert fitted.predictor_.mirrored
+    again = pickle.loads(pickle.dumps(fitted))
+    assert again.predictor_.mirrored
+    np.testing.assert_allclose(again.predict_proba(X), answers, atol=1e-6)

@@ -261,6 +261,24 @@ def test_copies_among_images_that_would_validate_are_on_no_two_sides() -> None:
         assert set(parts.everything.sources.tolist()) == {*range(1, 13), 103, 104, 105}
 
 
+def test_a_copy_of_what_trains_does_not_validate() -> None:
+    source = dataset([0, 1, 2] * 4, validation=6)
+    assert source.validation is not None
+    sources = torch.tensor([1, 2, 3, 103, 104, 105])
+    source = replace(source, validation=replace(source.validation, sources=sources))
+    for seed in range(10):
+        parts = partition(configured(data__holdout=0.3, data__split_seed=seed), source)
+        assert parts.validation is not None
+        assert parts.test is not None
+        assert set(parts.validation.sources.tolist()) == {103, 104, 105}
+        assert not set(parts.test.sources.tolist()) & set(parts.final.sources.tolist())
+    sources = torch.arange(1, 7)  # copies alone: a share of the others validates
+    source = replace(source, validation=replace(source.validation, sources=sources))
+    parts = partition(configured(), source)
+    assert parts.validation is not None
+    assert not set(parts.validation.sources.tolist()) & set(parts.fit.sources.tolist())
+
+
 def test_labels_a_class_are_those_drawn_and_no_more() -> None:
     source = dataset([0, 1, 2] * 4, test=9, validation=6)
     parts = partition(configured(data__per_class=3), source)
@@ -352,8 +370,10 @@ def test_one_image_a_class_leaves_nothing_to_hold_out() -> None:
 def test_copies_of_photographs_have_no_black_corners() -> None:
     source = dataset([0, 1, 2] * 4, test=3)
     darkest = [
-        partition(configured(data__copies=3, preset=preset), source).fit.images.amin((1, 2, 3))
-        for preset in ("digits", "general")
+        partition(
+            configured(data__copies=3, downstream__views__keep_ink=ink), source
+        ).fit.images.amin((1, 2, 3))
+        for ink in (True, False)
     ]
     assert int(darkest[0].min()) == 0
     assert int(darkest[1].min()) > 0

@@ -314,6 +314,12 @@ def test_load_gives_back_the_same_predictor(tmp_path: Path, inside: str) -> None
     assert not any(path.suffix in (".pkl", ".pt", ".pth") for path in tmp_path.rglob("*"))
 
 
+def test_a_model_from_before_test_views_mirrored_answers_as_it_did(tmp_path: Path) -> None:
+    made(views=2).save(tmp_path)
+    changed(tmp_path, mirrored=None)
+    assert not Predictor.load(tmp_path, device="cpu").mirrored
+
+
 def test_loading_leaves_global_randomness_alone(tmp_path: Path) -> None:
     made().save(tmp_path)
     before = torch.get_rng_state()

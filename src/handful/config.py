@@ -345,11 +345,11 @@ class RunConfig(Frozen):
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values as dotted keys; of a model those that somebody gave it."""
+    """Nested values as dotted keys; of a model all that it has."""
     values: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, BaseModel):
-            value = value.model_dump(exclude_unset=True)
+            value = value.model_dump()
         if isinstance(value, Mapping):
             values |= flat(value, f"{prefix}{key}.")
         else:

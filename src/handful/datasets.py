@@ -7,11 +7,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from handful import folders, idx, manifests, sources
 from handful.config import DataConfig
@@ -33,8 +35,8 @@ class Dataset:
     test: None where the source has no test split. No source number of it occurs in `train`.
     test_of: what the test split is, for people; empty where there is none.
     notes: lines for people: what was found, what was skipped and why.
-    validation: labelled images that the source sets apart for that, None where it does not; no
-    source number of theirs occurs elsewhere.
+    validation: labelled images that the source sets apart for that, None where it does not; such an
+    image has one source with those of `train` that it is a copy of.
     """
 
     train: ImageSet
@@ -44,9 +46,10 @@ class Dataset:
     notes: tuple[str, ...]
     validation: ImageSet | None = None
     skipped: tuple[str, ...] = ()
-    """A line for each file or row that was left out, and why."""
-    left_out: tuple[int, ...] = ()
-    """Places of the images that were read and yet do not train, among all that do or would."""
+    """A line for each file or row that could not be used, and why."""
+    numbered: tuple[str, ...] = ()
+    """Of each image of `train` the part of the source that it was in and its number there; empty
+    where nothing moved them."""
 
     @property
     def parts(self) -> list[ImageSet]:
@@ -279,17 +282,21 @@ def _assembled(
     Unlabelled images that test or validate are left out; of labelled ones a line for each such role
     comes with the data set. Raises ValueError for test images without any label.
     """
-    train = concatenate([*sets["train"], *sets["unlabelled"]])
+    roles: tuple[Role, ...] = "train", "unlabelled"
+    train = concatenate([images for role in roles for images in sets[role]])
+    numbered = [f"{role} {i}" for role in roles for i in range(sum(map(len, sets[role])))]
     prints = train.fingerprints()
     leaks: dict[Role, str] = {}
     judging: dict[Role, ImageSet] = {}
+    judges: dict[Role, NDArray[np.uint64]] = {}
     leaked = np.zeros(len(train), bool)
     for role in ("validation", "test"):
         if sets[role]:
             images = judging[role] = concatenate(sets[role])
             if not (images.labels >= 0).any():
                 raise ValueError(f"no {role} image has a label: add some, or leave the images out")
-            among = np.isin(prints, images.fingerprints())
+            judges[role] = images.fingerprints()
+            among = np.isin(prints, judges[role])
             leaked |= among
             if count := int((among & (train.labels >= 0).numpy()).sum()):
                 leaks[role] = f"{count:,} labelled images that train are {role} images as well"
@@ -298,17 +305,16 @@ def _assembled(
         notes = [*notes, f"left out: {count:,} unlabelled images that test or validate as well"]
     train = train.select(torch.from_numpy(~left_out))
     validation, test = judging.get("validation"), judging.get("test")
-    alike = [prints[~left_out], *([] if validation is None else [validation.fingerprints()])]
-    sources = first_of(np.concatenate(alike))
-    train = replace(train, sources=sources[: len(train)])
-    if validation is not None:  # which train as well where nothing is to validate
-        validation = replace(validation, sources=sources[len(train) :])
+    found = first_of(np.concatenate([prints[~left_out], judges.get("validation", prints[:0])]))
+    train = replace(train, sources=found[: len(train)])
+    if validation is not None:  # which trains as well where nothing is to validate
+        validation = replace(validation, sources=found[len(train) :])
     if test is not None:
-        test = _renumbered(test, len(sources))
+        test = _renumbered(test, len(found))
     test_of = "" if test is None else test_of
-    gone = tuple(np.flatnonzero(left_out).tolist())
-    found = Dataset(train, test, test_of, preparation, tuple(notes), validation, left_out=gone)
-    return found, leaks
+    names = tuple(compress(numbered, ~left_out))
+    dataset = Dataset(train, test, test_of, preparation, tuple(notes), validation, numbered=names)
+    return dataset, leaks
 
 
 def _renumbered(images: ImageSet, first: int) -> ImageSet:
@@ -345,7 +351,8 @@ def _with_pool(dataset: Dataset, config: DataConfig, on_row: OnRow | None) -> Da
     found = load_pool(config.pool, dataset.preparation, dataset.train.class_names, on_row)
     place, images, amiss = found.place, found.images, found.amiss
     known = np.concatenate([part.fingerprints() for part in dataset.parts])
-    all_of_it, images = len(images), images.select(images.not_among(known))
+    new = images.not_among(known)
+    all_of_it, images = len(images), images.select(new)
     first = 1 + max(int(part.sources.max()) for part in dataset.parts if len(part))
     paths = images.paths or ("",) * len(images)
     images = replace(_renumbered(images, first), paths=paths)
@@ -354,7 +361,14 @@ def _with_pool(dataset: Dataset, config: DataConfig, on_row: OnRow | None) -> Da
     if len(images) < all_of_it:
         note += f"; {all_of_it - len(images):,} that are there twice or in the source are left out"
     notes = (*dataset.notes, note, *_amiss(amiss, config))
-    return replace(dataset, train=train, notes=notes, skipped=(*dataset.skipped, *amiss))
+    numbered = dataset.numbered or tuple(f"train {i}" for i in range(len(dataset.train)))
+    return replace(
+        dataset,
+        train=train,
+        notes=notes,
+        skipped=(*dataset.skipped, *amiss),
+        numbered=(*numbered, *(f"pool {i}" for i in new.tolist())),
+    )
 
 
 def _bundled(config: DataConfig) -> Dataset:

@@ -132,9 +132,8 @@ class _Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
                 raise ValueError(f"settings has {key}, for which a parameter is set too: drop one")
         changes = {key: _plain(value) for key, value in {**options, **settings}.items()}
         own = {"seed": self._seed(), "device": self.device, "data.holdout": 0.0}
-        own["pretext.cache"] = (
-            False  # a grid of fits would fill the disk with what none takes again
-        )
+        # a grid of fits would fill the disk with what none takes again
+        own["pretext.cache"] = False
         recipe = recipe_for("arrays", str(self.recipe))
         config = laid_over(recipe, {**self._fixed, **own, **changes})
         return config, frozenset(changes)

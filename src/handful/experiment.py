@@ -70,13 +70,14 @@ def train(
 ) -> Run:
     """Train on `source` with a named recipe and leave a run folder at `out`.
 
-    settings: fields of the configuration, nested ones with two underscores:
-        `data__per_class=20, pretext__steps=100`.
+    settings: fields of the configuration, nested ones with two underscores, or dictionaries of
+        them: `data__per_class=20, pretext={"steps": 100}`.
     Raises ValueError for anything that a user can mend.
     """
-    changes = {key.replace("__", "."): value for key, value in settings.items()}
+    changes = flat({key.replace("__", "."): value for key, value in settings.items()})
+    changes["data.source"] = source
     config = laid_over(recipe_for(source, recipe), changes)
-    chosen = frozenset(flat(changes))
+    chosen = frozenset(changes)
     return run(config, Path(out), chosen=chosen, overwrite=overwrite, on_row=on_row, track=track)
 
 
@@ -187,6 +188,7 @@ def _carry_out(session: Session, members: Sequence[Member]) -> tuple[dict[str, A
     seen = sum(map(pretext_task, members))
     trained = stages.train_classifier(members)
     predictor = stages.acquainted(session, trained)
+    trained = trained._replace(learned_from=None)  # which may be many
     summary = _described(members, trained, seen)
     arrays = {"labelled_fingerprints": _labelled(session)}
     if parts.test is not None:
@@ -206,7 +208,7 @@ def _carry_out(session: Session, members: Sequence[Member]) -> tuple[dict[str, A
             session.say("drawing maps of the representation")
             with session.stage("maps"):
                 arrays |= _maps(session, parts.test, first.untrained, trained.encoder)
-    if len(parts.everything) > len(parts.final):
+    if parts.kept_apart:
         # the map is of the encoder that was tested; another one's h has no place on it
         arrays.pop("map_h", None)
         predictor = stages.kept(members, trained)
@@ -251,7 +253,7 @@ def _announce(member: Member) -> None:
         session.say(line)
     pretext, downstream = config.pretext, config.downstream
     assert pretext.steps is not None and downstream.steps is not None
-    keeping = len(parts.everything) > len(parts.final)
+    keeping = parts.kept_apart
     first = 2 * pretext.steps * _batch(parts.pretext, pretext.batch_size)
     kept = place_of_pretext(member)
     if kept is not None and kept.is_dir():
@@ -358,7 +360,7 @@ def _described(members: Sequence[Member], trained: Trained, seen: int) -> dict[s
 def _validation_of(config: RunConfig, parts: Partition) -> str:
     if config.downstream.refit:
         return CHOSE
-    return TESTED if len(parts.everything) > len(parts.final) else ITSELF
+    return TESTED if parts.kept_apart else ITSELF
 
 
 def _calibrated_by(trained: Trained) -> str | None:
@@ -410,7 +412,8 @@ def embed(
     on_row: as `evaluate` has it.
     """
     predictor = Predictor.load(run, device)
-    if out.is_dir() or not out.parent.is_dir():
+    out = out.resolve()  # what a link leads to is written, not the link
+    if not out.parent.is_dir() or (out.exists() and not out.is_file()):
         raise ValueError(f"cannot write {out}: name a file in a folder that exists")
     images, taken = datasets.load_images(
         source, predictor.preparation, predictor.class_names, other_classes=True, on_row=on_row

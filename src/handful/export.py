@@ -1,4 +1,4 @@
-"""A trained model as one ONNX file that answers as `handful predict` does, without torch.
+"""A trained model as one ONNX file with the probabilities of `handful predict`, without torch.
 
 What the file cannot do is open a picture and prepare it; its metadata say how that is done.
 """
@@ -109,11 +109,9 @@ class Answers(nn.Module):
         doubt = (logits.softmax(1).amax(1) < SURE).nonzero().squeeze(1)  # (M,)
         # said to the tracer alone, which must know; the graph that it makes takes M = 0 as well
         torch._check(doubt.shape[0] > 0)
-        seen = torch.cat(
-            views.through(self.grids, x[doubt], mirrored=self.mirrored)
-        )  # (V · M, C, S, S)
+        seen = views.through(self.grids, x[doubt], mirrored=self.mirrored)  # V of (M, C, S, S)
         others = len(self.grids)
-        more = self.head(self.encoder(seen)) / self.temperature  # (V · M, Y)
+        more = self.head(self.encoder(torch.cat(seen))) / self.temperature  # (V · M, Y)
         total = more.unflatten(0, (others, doubt.shape[0])).sum(0)  # (M, Y)
         return logits.index_put((doubt,), (logits[doubt] + total) / (others + 1))
 

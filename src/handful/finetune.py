@@ -162,7 +162,8 @@ def _loss(
     if z is None:
         return loss
     z_a, z_b = z.chunk(2)
-    classes = len(images.class_names)  # copies of one image share its label, or contradict it
+    # no sources: only copies whose labels contradict each other would be negatives
+    classes = len(images.class_names)
     return loss + config.contrast * sup_con(z_a, z_b, labels, config.temperature, classes=classes)
 
 

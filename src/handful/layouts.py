@@ -66,7 +66,7 @@ class Layout:
         if side < SMALLEST:  # each of these copies, and images may be more than memory holds
             times = -(-SMALLEST // side)
             images = images.repeat(times, axis=2).repeat(times, axis=3)
-        return np.ascontiguousarray(images)
+        return np.require(images, requirements=["C", "W"])  # a copy of what may not be written
 
     def _bytes(self, rows: Array) -> NDArray[np.uint8]:
         """uint8 (N, F), with black at the end where an image is larger than a row."""

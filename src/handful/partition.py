@@ -46,6 +46,11 @@ class Partition(NamedTuple):
     def unlabelled(self) -> int:
         return len(self.pool)
 
+    @property
+    def kept_apart(self) -> bool:
+        """Whether the model that is kept learns from more than the one that is tested."""
+        return len(self.everything) > len(self.final)
+
 
 def partition(config: RunConfig, dataset: Dataset) -> Partition:
     """Divide a data set as the configuration says.
@@ -69,7 +74,7 @@ def partition(config: RunConfig, dataset: Dataset) -> Partition:
 
     copies = devices.generator(config.seed, "copies")
     # of photographs nothing is ink: what turns out of the frame is mirrored in
-    views = EXPANSION.model_copy(update={"keep_ink": config.preset in ("auto", "digits")})
+    views = EXPANSION.model_copy(update={"keep_ink": config.downstream.views.keep_ink})
 
     def expanded(some: ImageSet) -> ImageSet:
         return expand(some, data.copies, copies, views)
@@ -117,14 +122,16 @@ def _labelled(
 ) -> tuple[ImageSet, ImageSet | None]:
     """Labelled images, and those that the source sets apart to validate in place of some of them.
 
-    Where nothing is to validate, these are labelled images like the others. With `--per-class`
-    neither: the labels are those drawn.
+    Where nothing is to validate, these are labelled images like the others; else none of them is a
+    copy of one. With `--per-class` neither: the labels are those drawn.
     """
     labelled, given = dataset.train.select(drawn), dataset.validation
     if given is None or config.data.per_class:
         return labelled, None
     given = given.labelled()
-    return (labelled, given) if config.data.validation else (concatenate([labelled, given]), None)
+    if not config.data.validation:
+        return concatenate([labelled, given]), None
+    return labelled, given.select(~torch.isin(given.sources, labelled.sources))
 
 
 def _split(

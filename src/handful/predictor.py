@@ -228,10 +228,9 @@ class Predictor:
         logits, others = self._judge(h), self.test_views - 1
         doubt = (logits.softmax(1).amax(1) < SURE).nonzero().squeeze(1) if others else ()
         if len(doubt):
-            seen = views.test_views(x[doubt], self.test_views, mirrored=self.mirrored)[
-                1:
-            ]  # (V - 1, M, C, H, W)
-            more = self._judge(self.encoder(seen.flatten(0, 1))).unflatten(0, (others, len(doubt)))
+            seen = views.test_views(x[doubt], self.test_views, mirrored=self.mirrored)
+            looks = seen[1:].flatten(0, 1)  # ((V - 1) · M, C, H, W)
+            more = self._judge(self.encoder(looks)).unflatten(0, (others, len(doubt)))
             logits[doubt] = (logits[doubt] + more.sum(0)) / self.test_views
         return logits
 

@@ -273,8 +273,9 @@ A tenth is custom; nothing here was measured."""
 def laid_over(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     """A recipe with what somebody set, and what goes with an encoder of timm.
 
-    changes: by dotted keys; of a whole branch, such as `{"downstream": {"steps": 7}}`, what it
-    names is set and the rest stays as the recipe has it.
+    changes: by dotted keys. Of a dictionary, such as `{"downstream": {"steps": 7}}`, what it names
+    is set and the rest stays as the recipe has it; a model, such as DownstreamConfig(steps=7), sets
+    all that it has.
     Raises ValueError as `RunConfig.updated` does.
     """
     asked = flat(changes)

@@ -10,6 +10,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -187,6 +188,8 @@ class RunFolder:
                 os.fsync(file.fileno())
             part.replace(path)
         except OSError as error:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
             raise ValueError(f"cannot write {path}: {error.strerror}") from None
 
 

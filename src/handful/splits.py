@@ -46,7 +46,9 @@ def split(
 
     labels, sources: int64 (N,). All images of one source fall on the same side. `share` of the
     sources of each class are held out, at least one of each class and never all of them; a class
-    with one source is kept whole, and so is a source without a label. A share of 0 holds nothing.
+    with one source is kept whole, and so is a source without a label. One whose images contradict
+    each other has the larger label, and stays where it is all that the other class has; its own may
+    then hold nothing out. A share of 0 holds nothing.
     """
     unique, place = torch.unique(sources, return_inverse=True)
     # One label for each source, however many copies of it carry none.
@@ -59,9 +61,7 @@ def split(
         held_sources[shuffled[:count]] = True
     for label in torch.unique(labels[labels >= 0]).tolist():
         members = place[labels == label]
-        if held_sources[
-            members
-        ].all():  # the one source of a class was held out under another label
+        if held_sources[members].all():  # held out under another label, and all that the class has
             held_sources[members] = False
     held = held_sources[place]
     return (~held).nonzero().squeeze(1), held.nonzero().squeeze(1)

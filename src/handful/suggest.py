@@ -34,7 +34,7 @@ class Suggestion(NamedTuple):
     image: str
     """Its file, or its number among the images of an array."""
     ranking: Ranking
-    """Classes with their probabilities, best first; empty where there is no model to ask."""
+    """Classes with their probabilities, best first; empty where no model knows classes."""
 
 
 def suggest(
@@ -49,7 +49,8 @@ def suggest(
 ) -> list[Suggestion]:
     """The images of a pool whose labels would teach a model most, at most `count`.
 
-    run: its model says what it doubts; images that it learned from or was tested on are left out.
+    run: its model says what it doubts, or, of an encoder alone, what is typical; images that it
+        learned from or was tested on are left out.
         None begins without a label: an encoder is trained on the pool, and typical images of it
         are taken.
     pool: as `datasets.load_pool` takes it. Labels in it are not looked at; an image that is there

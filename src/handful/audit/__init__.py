@@ -5,7 +5,7 @@ No test label is looked at, and test images are only compared with those that tr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,24 +155,24 @@ def examined(
 
 
 def _named(dataset: Dataset) -> Dataset:
-    """The same with a name for every image: its file, else the number that it has in its split."""
-    gone = set(dataset.left_out)
-    places = [i for i in range(len(dataset.train) + len(gone)) if i not in gone]
-    test, validation = dataset.test, dataset.validation
+    """The same with a name for every image: its file, else the number that it has in its part."""
+    train, validation, test = dataset.train, dataset.validation, dataset.test
     return replace(
         dataset,
-        train=_numbered(dataset.train, "train", places),
-        test=None if test is None else _numbered(test, "test", range(len(test))),
-        validation=None
-        if validation is None
-        else _numbered(validation, "validation", range(len(validation))),
+        train=_called(train, dataset.numbered or _numbers("train", train)),
+        validation=validation and _called(validation, _numbers("validation", validation)),
+        test=test and _called(test, _numbers("test", test)),
     )
 
 
-def _numbered(images: ImageSet, split: str, places: Sequence[int]) -> ImageSet:
+def _called(images: ImageSet, numbers: Iterable[str]) -> ImageSet:
     paths = images.paths or ("",) * len(images)
-    names = (path or f"{split} {i}" for path, i in zip(paths, places, strict=True))
+    names = (path or number for path, number in zip(paths, numbers, strict=True))
     return replace(images, paths=tuple(names))
+
+
+def _numbers(part: str, images: ImageSet) -> list[str]:
+    return [f"{part} {i}" for i in range(len(images))]
 
 
 def blanks(images: Tensor) -> Tensor:

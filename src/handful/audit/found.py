@@ -57,7 +57,7 @@ class Audit:
     images: ImageSet
     test: ImageSet | None
     files: bool
-    """Whether images are named by their files; else by the numbers that they have in a split."""
+    """Whether images are named by their files; else by the numbers that they have in a part."""
     findings: tuple[Finding, ...]
     judged: Judged | None
 
