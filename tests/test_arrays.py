@@ -84,6 +84,7 @@ def test_files_side_by_side(tmp_path: Path) -> None:
     [
         (np.array([0, 0.5, 1], np.float32), [0, 128, 255]),
         (np.array([0, 0.5, 1], np.float64), [0, 128, 255]),
+        (np.array([-1e-7, 0.5, 1.0000002], np.float32), [0, 128, 255]),
         (np.array([0, 7.6, 255]), [0, 8, 255]),
         (np.array([True, False, True]), [255, 0, 255]),
         (np.array([0, 1, 1], np.uint8), [0, 255, 255]),
@@ -142,6 +143,7 @@ class Harmful:
         ({"images": np.array(3)}, r"images are \(\): expected"),
         ({"images": np.full((2, 3, 3), "a")}, "are no pictures"),
         ({"images": np.full((2, 3, 3), np.nan)}, "values from nan to nan"),
+        ({"images": IMAGES / 170.0}, r"values from 0\.01.* to 1\.45"),
         ({"images": IMAGES - 300.0}, "values from -2.*: expected 0 to 255"),
         ({"images": np.array([Harmful()])}, "could run code"),
     ],

@@ -22,6 +22,7 @@ from handful.recipes import (
     RICH_DIGITS,
     RICH_GENERAL,
     ink_on_black,
+    laid_over,
     recipe_for,
     sized,
     suited,
@@ -250,3 +251,15 @@ def test_the_course_divides_forty_to_ten_and_makes_ten_copies() -> None:
     assert config.data.validation == 0.2
     assert not config.downstream.refit
     assert config.tsne
+
+
+def test_drawn_weights_that_nothing_taught_are_trained_at_the_full_rate() -> None:
+    usual = RECIPES["standard"].config.downstream.encoder_rate
+    assert usual < 1
+    none = {"pretext.steps": 0}
+    assert laid_over(recipe_for("photos"), none).downstream.encoder_rate == 1.0
+    assert laid_over(recipe_for("photos"), {}).downstream.encoder_rate == usual
+    said = none | {"downstream.encoder_rate": 0.5}
+    assert laid_over(recipe_for("photos"), said).downstream.encoder_rate == 0.5
+    given = none | {"network.encoder": "timm:resnet18", "network.weights": "w.safetensors"}
+    assert laid_over(recipe_for("photos"), given).downstream.encoder_rate == 0.1

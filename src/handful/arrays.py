@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from handful.images import UNLABELLED, ImageSet
-from handful.pictures import NO_LABEL, SPLITS, Role
+from handful.pictures import NO_LABEL, ROUNDED, SPLITS, Role
 
 Array = NDArray[Any]
 
@@ -145,15 +145,17 @@ def _scale(images: list[Array]) -> float:
     low = min(float(array.min()) for array in images)
     high = max(float(array.max()) for array in images)
     for most in (1, 255, 65535):
-        if low >= 0 and high <= most:
+        if low >= -ROUNDED * most and high <= (1 + ROUNDED) * most:
             return 255 / most
+        if high <= 2 and any(array.dtype.kind == "f" for array in images):
+            break  # 0 to 1 with something amiss: as 0 to 255 all of it would be black
     raise ValueError(f"images have values from {low:g} to {high:g}: expected 0 to 255, or 0 to 1")
 
 
 def _pixels(images: Array, scale: float) -> NDArray[np.uint8]:
     """uint8 (N, C, H, W) with 1 or 3 channels."""
     if images.dtype != np.uint8 or scale != 1:
-        images = np.rint(images * np.float32(scale)).astype(np.uint8)
+        images = np.rint(images * np.float32(scale)).clip(0, 255).astype(np.uint8)
     if images.ndim == 3:
         return images[:, None]
     if images.ndim == 4 and images.shape[3] in (1, 3, 4):

@@ -22,6 +22,7 @@ WORKING_SIDE = 112  # ink is looked for at this resolution: four times MNIST's
 BLANK_CONTRAST = 16.0  # grey levels: less than this on 0-255 is paper, not ink
 SPECK = 0.05  # a blob smaller than this share of the largest is dust
 MOST_PIXELS = 2**28 // 3  # of one picture: 256 MiB in colour
+ROUNDED = 1e-3  # share by which floats may miss 0 or what is white
 NOT_OPENED = {"EPS", "WMF"}  # Pillow hands these to other programs
 
 
@@ -213,10 +214,13 @@ def _eight_bits(image: Image.Image) -> Bytes:
     low, high = float(values.min()), float(values.max())
     if image.mode.startswith("I;16"):
         low, high = 0.0, 65535.0
-    elif low >= 0:  # nothing says which scale a wide mode uses: the narrowest one that holds it
+    elif (
+        low >= -ROUNDED
+    ):  # nothing says which scale a wide mode uses: the narrowest one that holds it
         scales = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-        low, high = 0.0, next((scale for scale in scales if high <= scale), high)
-    return np.rint((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
+        low, high = 0.0, next((one for one in scales if high <= (1 + ROUNDED) * one), high)
+    share = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
+    return np.rint(share * 255).astype(np.uint8)
 
 
 def _letterbox(image: Image.Image, size: int) -> Bytes:

@@ -287,6 +287,8 @@ def laid_over(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
         ]
     if asked.get("network.weights") is not None:
         fitting |= GENTLE
+    elif asked.get("pretext.steps") == 0:  # drawn weights know nothing that a low rate would spare
+        fitting["downstream.encoder_rate"] = 1.0
     return config.updated({**fitting, **asked})
 
 
