@@ -8,6 +8,7 @@ import os
 import shutil
 import tarfile
 import time
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -59,6 +60,15 @@ def held(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file()
     }
+
+
+def twice(name: str) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for content in (b"one", b"two"):
+            archive.writestr(name, content)
+    return stream.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -170,6 +180,7 @@ def locked_zip() -> bytes:
         ("a.zip", zipped({}), "holds no files"),
         ("a.zip", zipped({".hidden": b""}), "holds no files"),
         ("a.zip", zipped({"a": b"", "a/b": b""}), "cannot unpack"),
+        ("a.zip", twice("cat/1.png"), r"entry cat/1\.png is there twice"),
         ("a.zip", zipped({"x" * 300: b""}), "name too long"),
         ("a.tar", b"", "empty file"),
         ("a.tar", b"no archive" * 100, "cannot unpack"),

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from handful import audit, cli, experiment, runs
+from handful import audit, cli, experiment, runs, screen
 from handful.config import RunConfig
 from handful.datasets import Dataset
 from handful.images import ImageSet
@@ -297,6 +297,12 @@ def test_an_audit_of_a_run_takes_its_source_and_its_network(
     }  # fmt: skip
 
 
+def test_what_an_audit_fixes_is_refused_however_it_is_said() -> None:
+    for said in ("pretext.steps=3", "pretext={steps=3}"):
+        with pytest.raises(ValueError, match=r"--set pretext\.steps: an audit trains one network"):
+            audit.setting("mnist50", None, [said])
+
+
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_any_recipe_may_judge(recipe: str) -> None:
     config, _ = audit.setting("mnist50", recipe, [])
@@ -360,15 +366,19 @@ def test_a_run_warns_where_a_test_image_trains(bundled: Dataset, tmp_path: Path)
     values = dict(zip(short, (1, 2, 4, 1), strict=True))
     config = RunConfig(tsne=False).updated({"data.source": str(source), **values})
 
-    def warnings(out: str) -> list[str]:
+    def warnings(out: str, leaked: int) -> list[str]:
         said: list[str] = []
-        experiment.run(config, tmp_path / out, say=said.append)
+        run = experiment.run(config, tmp_path / out, say=said.append)
+        assert run.summary["test_images_that_train"] == leaked
+        page = run.report.read_text(encoding="utf-8")
+        assert ("this accuracy is too good" in page) == ("too good" in screen.run(run.summary, "x"))
+        assert ("this accuracy is too good" in page) == (leaked > 0)
         return [line for line in said if line.startswith("note: ")]
 
-    assert warnings("clean") == []
+    assert warnings("clean", 0) == []
     leaked = sorted((source / "train" / "1").glob("*"))[0]
     (source / "test" / "1" / "again.png").write_bytes(leaked.read_bytes())
-    assert warnings("leaky") == [
+    assert warnings("leaky", 1) == [
         "note: 1 test image is also among those that train, so the accuracy will be too good: "
         f"`handful audit {source}` shows which"
     ]

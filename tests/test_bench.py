@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
+import torch
 from PIL import Image
 
 from handful import bench, cli, datasets
 from handful.bench import Cell, Row
 from handful.config import DataConfig
+from handful.datasets import Dataset
 
 CELLS = [Cell(5, 100), Cell(5, 101), Cell(10, 100), Cell(10, 101)]
 
@@ -49,7 +52,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     monkeypatch.setattr(bench, "apart", apart)
     monkeypatch.setattr(bench, "commit", lambda: "abc1234")
-    monkeypatch.setattr(bench, "_content", lambda dataset: "0123456789ab")
+    monkeypatch.setattr(Dataset, "content", "0123456789ab")
     return asked
 
 
@@ -92,7 +95,7 @@ def test_a_row_says_what_made_it(tmp_path: Path, runs: list[list[str]]) -> None:
         {"assignments": ["pretext.steps=3"]},
         {"control": False},
         {"commit": "def5678"},
-        {"_content": "ba9876543210"},
+        {"content": "ba9876543210"},
     ],
 )
 def test_a_row_of_something_else_does_not_count(
@@ -100,8 +103,10 @@ def test_a_row_of_something_else_does_not_count(
 ) -> None:
     path = tmp_path / "rows.jsonl"
     before = measured(path, CELLS[:1])
-    for name in {"commit", "_content"} & change.keys():
-        monkeypatch.setattr(bench, name, mock.Mock(return_value=change.pop(name)))
+    if "commit" in change:
+        monkeypatch.setattr(bench, "commit", mock.Mock(return_value=change.pop("commit")))
+    if "content" in change:
+        monkeypatch.setattr(Dataset, "content", change.pop("content"))
     assert measured(path, CELLS[:1], **change) != before
     assert len(runs) == 2
     assert measured(path, CELLS[:1], **change)
@@ -126,7 +131,9 @@ def test_code_that_changes_meanwhile_leaves_rows_without_a_name(
     assert [row["commit"] for row in rows] == ["abc1234", bench.UNCOMMITTED]
 
 
-@pytest.mark.parametrize("setting", ["data.draw=3", "data.per_class=4", "seed=1", "data.source=x"])
+@pytest.mark.parametrize(
+    "setting", ["data.draw=3", "data.per_class=4", "seed=1", "data.source=x", "data={draw=3}"]
+)
 def test_what_tells_runs_apart_is_not_set_for_all(
     tmp_path: Path, runs: list[list[str]], setting: str
 ) -> None:
@@ -150,8 +157,7 @@ def test_a_control_runs_where_there_is_a_contrast_to_leave_out(
 def test_rows_are_of_what_a_source_holds(idx_folder: Callable[[int, int], Path]) -> None:
     one, other, fewer = idx_folder(4, 5), idx_folder(4, 5), idx_folder(3, 5)
     found = [
-        bench._content(datasets.load(DataConfig(source=str(source))))
-        for source in (one, other, fewer)
+        datasets.load(DataConfig(source=str(source))).content for source in (one, other, fewer)
     ]
     assert found[0] == found[1] != found[2]
 
@@ -311,7 +317,7 @@ def test_too_few_runs_for_a_curve_are_refused_before_they_are_made(
 @pytest.mark.parametrize(
     ("settings", "per_class", "told"),
     [
-        ([], 8, r"of a class with 8 labelled images 8 leave none: at most 7 per class"),
+        ([], 8, r"of a class with 8 different labelled images 8 leave none: at most 7 per class"),
         (["data.unlabelled=true"], 4, r"which data\.unlabelled = true or .* keeps from it"),
         (["data.holdout=0"], 4, r"which .* data\.holdout = 0 keeps from it"),
     ],
@@ -366,3 +372,17 @@ def test_a_run_that_cannot_be_is_one_line(
     assert line.startswith("handful: 9 per class, draw 10")
     assert "has 2 labelled images" in line
     assert not out.exists()
+
+
+def test_copies_of_labelled_images_are_none_to_test_with(bundled: Dataset) -> None:
+    zeros, ones = ((bundled.train.labels == k).nonzero()[:6, 0] for k in (0, 1))
+    some = bundled.train.select(torch.cat([zeros, ones]))
+    some = replace(some, class_names=("0", "1"))
+    same = some.sources.clone()
+    same[1] = same[0]
+    plain = bench.setting("photos", "fast")
+    for sources, most in ((some.sources, 5), (same, 4)):
+        held = replace(bundled, train=replace(some, sources=sources), test=None)
+        bench._check_test(plain, held, most)
+        with pytest.raises(ValueError, match=f"at most {most} per class"):
+            bench._check_test(plain, held, most + 1)

@@ -282,6 +282,25 @@ def test_a_class_may_be_called_train(photos: Path) -> None:
     assert load_from(photos).train.class_names == ("dog", "train")
 
 
+def test_pictures_beside_class_folders_are_told(photos: Path) -> None:
+    picture = next((photos / "cat").iterdir())
+    for i in range(2):
+        shutil.copy(picture, photos / f"loose{i}.png")
+    dataset = load_from(photos)
+    assert dataset.train.class_counts.tolist() == [6, 6]
+    assert "skipped: 2 pictures lie in" in "\n".join(dataset.notes)
+    with pytest.raises(ValueError, match="--strict: 1 amiss, the first: 2 pictures lie in"):
+        load_from(photos, strict=True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are text there")
+def test_a_source_that_no_run_could_name_is_refused(photos: Path, tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"photos\xff")
+    shutil.copytree(photos, odd)
+    with pytest.raises(ValueError, match=r"photos\\udcff is a name that is no text"):
+        load_from(odd)
+
+
 def test_unreadable_and_foreign_files_are_skipped_with_a_note(photos: Path) -> None:
     for i in range(7):
         (photos / "cat" / f"bad{i}.jpg").write_bytes(b"no picture")

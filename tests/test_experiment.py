@@ -26,6 +26,7 @@ from handful import (
     datasets,
     devices,
     experiment,
+    idx,
     metrics,
     networks,
     partition,
@@ -374,6 +375,20 @@ def test_a_complete_run_is_not_done_again(whole: Whole) -> None:
     assert again.summary == whole.summary
     assert "is complete: nothing to do" in said[-1]
     assert {path: path.stat().st_mtime_ns for path in whole.path.rglob("*")} == times
+
+
+def test_a_run_of_images_that_changed_since_is_not_passed_off(
+    idx_folder: IdxFolder, tmp_path: Path
+) -> None:
+    source = idx_folder(10, 20)
+    bare(source, tmp_path / "run")
+    path = source / "train-labels-idx1-ubyte"
+    labels = idx.read_idx(path).copy()
+    labels[:2] = labels[1::-1]
+    idx.write_idx(path, labels)
+    with pytest.raises(ValueError, match="other images or labels than there are now: --overwrite"):
+        bare(source, tmp_path / "run")
+    assert bare(source, tmp_path / "run", overwrite=True).summary["test_images"] == 20
 
 
 def test_another_configuration_is_refused_with_the_difference(whole: Whole) -> None:

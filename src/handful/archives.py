@@ -83,9 +83,13 @@ def _write(path: Path, folder: Path) -> None:
 
 def _zipped(path: Path) -> Iterator[Entry]:
     with zipfile.ZipFile(path) as archive:
+        names: set[str] = set()
         for entry in archive.infolist():
-            if entry.is_dir():
+            if entry.is_dir() or entry.filename.endswith("\\"):
                 continue
+            if entry.filename in names:
+                raise ValueError(f"its entry {entry.filename} is there twice")
+            names.add(entry.filename)
             if stat.S_ISLNK(entry.external_attr >> 16):
                 raise ValueError(f"its entry {entry.filename} is a link: give the folder instead")
             if entry.flag_bits & 1:

@@ -142,6 +142,8 @@ def _scale(images: list[Array]) -> float:
     for array in images:
         if array.dtype.kind not in "buif" or not array.size:
             raise ValueError(f"images of {array.dtype} {array.shape} are no pictures")
+        if not np.isfinite(array).all():
+            raise ValueError("images have values that are no numbers, or infinite")
     low = min(float(array.min()) for array in images)
     high = max(float(array.max()) for array in images)
     for most in (1, 255, 65535):

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from handful import __version__
-from handful.config import RunConfig, assignment
+from handful.config import RunConfig, assignment, flat
 from handful.datasets import Dataset
 from handful.recipes import compose
 from handful.runs import RunFolder
@@ -71,7 +71,7 @@ def setting(
     control: also train by cross-entropy alone; None does where the recipe contrasts.
     Raises ValueError as `compose`, and for a setting that tells one run from another.
     """
-    for key, _ in map(assignment, assignments):
+    for key in flat(dict(map(assignment, assignments))):
         if key in ELSEWHERE:
             raise ValueError(f"--set {key}: here {ELSEWHERE[key]} says that")
     plain, _ = compose(source, recipe, None, {}, assignments)
@@ -102,7 +102,7 @@ def labels(
     _check_test(asked, dataset, max(cell.per_class for cell in cells))
     made_by = {
         "source": source,
-        "data": _content(dataset),
+        "data": dataset.content,
         "asked": _digest(asked.to_toml().encode()),
         **made_of,
     }
@@ -131,20 +131,16 @@ def _check_test(asked: RunConfig, dataset: Dataset, per_class: int) -> None:
         raise ValueError(f"{told}, which data.unlabelled = true or data.holdout = 0 keeps from it")
     if per_class >= most:
         raise ValueError(
-            f"{told}, and of a class with {most} labelled images {per_class} leave none: "
+            f"{told}, and of a class with {most} different labelled images {per_class} leave none: "
             f"at most {most - 1} per class"
         )
 
 
 def _fewest(dataset: Dataset) -> int:
-    """Labelled images of the class that has fewest."""
-    return int(dataset.train.class_counts.min())
-
-
-def _content(dataset: Dataset) -> str:
-    """Names images and labels as they are."""
-    held = [array for part in dataset.parts for array in (part.fingerprints(), part.labels.numpy())]
-    return _digest(b"".join(array.tobytes() for array in held))
+    """Different labelled images of the class that has fewest: none tests what its copy taught."""
+    train = dataset.train
+    every = (train.sources[train.labels == k].unique() for k in range(len(train.class_names)))
+    return min(len(sources) for sources in every)
 
 
 def _digest(content: bytes) -> str:

@@ -640,6 +640,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # an old code page must not stop an answer
             stream.reconfigure(errors="replace")
+    if hasattr(sys.stdout, "reconfigure") and not sys.stdout.isatty():  # nor spoil a file of them
+        sys.stdout.reconfigure(encoding="utf-8")
     if hasattr(sys.stdin, "reconfigure"):  # names of files are bytes, not always text
         sys.stdin.reconfigure(errors="surrogateescape")
     command = typer.main.get_command(app)

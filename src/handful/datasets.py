@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib import resources
 from itertools import compress
 from pathlib import Path
@@ -19,7 +21,7 @@ from handful import folders, idx, manifests, sources
 from handful.config import DataConfig
 from handful.decoding import OnRow
 from handful.images import ImageSet, concatenate, first_of
-from handful.pictures import Kind, Part, Preparation, Role, is_prepared_digit
+from handful.pictures import Kind, Part, Preparation, Role, is_prepared_digit, legible
 from handful.sources import Piece
 
 OFFICIAL = "official test set"
@@ -51,6 +53,12 @@ class Dataset:
     """Of each image of `train` the part of the source that it was in and its number there; empty
     where nothing moved them."""
 
+    @cached_property
+    def content(self) -> str:
+        """A name for these images with these labels."""
+        held = [x for part in self.parts for x in (part.fingerprints(), part.labels.numpy())]
+        return hashlib.sha256(b"".join(array.tobytes() for array in held)).hexdigest()[:12]
+
     @property
     def parts(self) -> list[ImageSet]:
         """Those that there are."""
@@ -63,6 +71,9 @@ def load(config: DataConfig, on_row: OnRow | None = None) -> Dataset:
     on_row: called with rows that tell how far the reading of many files is.
     Raises ValueError with one line naming the folder, file or class that is amiss.
     """
+    for name in filter(None, (config.source, config.pool)):
+        if legible(name) != name:  # no run folder could keep it
+            raise ValueError(f"{legible(name)} is a name that is no text of one line: rename it")
     dataset = _bundled(config) if config.source == "mnist50" else _source(config, on_row)
     return dataset if config.pool is None else _with_pool(dataset, config, on_row)
 
@@ -239,6 +250,7 @@ def _source(config: DataConfig, on_row: OnRow | None) -> Dataset:
         others = folders.other_files(place)
         notes += [f"not read: {others}"] * bool(others)
         amiss += folders.unreadable(place)
+        amiss += _loose(place, opened.values())
         if table := manifests.find(place):
             notes.append(f"not used: {table}, which has no columns for the path and the label")
     dataset, leaks = _assembled(sets, test_of, preparation, notes)
@@ -247,6 +259,19 @@ def _source(config: DataConfig, on_row: OnRow | None) -> Dataset:
     told = [*_alike(names), *(line for role, line in leaks.items() if role != "test")]
     notes = [*dataset.notes, *told, *_amiss(amiss, config, doubtful)]
     return replace(dataset, notes=tuple(notes), skipped=tuple(amiss))
+
+
+def _loose(place: Path, opened: Iterable[Part | ImageSet]) -> list[str]:
+    """A line where pictures lie beside the class folders that are read."""
+    parts = [part for part in opened if isinstance(part, Part)]
+    if not parts or manifests.find(place):
+        return []
+    held = {path for part in parts for path, _ in part.files}
+    loose = sum(path not in held for path in folders.pictures(place))
+    if not loose:
+        return []
+    lie = "1 picture lies" if loose == 1 else f"{loose:,} pictures lie"
+    return [f"{lie} in {place} outside of class folders: sort them, or put them into unlabelled/"]
 
 
 def _test_of(place: Path) -> str:

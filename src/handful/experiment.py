@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,6 +132,7 @@ def run(
     members = [] if done else members_of(session)
     claimed = runs.claim(out, config, overwrite)
     if isinstance(claimed, dict):
+        _check_same(claimed, dataset, out)
         say(f"{out} is complete: nothing to do" + ", and nothing to track" * (board is not None))
         return Run(out, claimed)
     summary, arrays = _carry_out(session, members)
@@ -164,20 +165,32 @@ def _with_views_tried(session: Session, asked: RunConfig, chosen: Collection[str
     return replace(session, config=config, tried=trial.losses)
 
 
+def _check_same(summary: Mapping[str, Any], dataset: datasets.Dataset, out: Path) -> None:
+    """Raises ValueError where a complete run is of other images, or of other labels."""
+    if summary.get("content", dataset.content) != dataset.content:
+        raise ValueError(
+            f"{out} holds a run of other images or labels than there are now: "
+            "--overwrite replaces it, or choose another --out"
+        )
+
+
 def _leaks(config: RunConfig, parts: Partition) -> Iterator[str]:
-    """A line where an image that is scored is also one that trains, pixel by pixel."""
-    if parts.test is None:
-        return
-    learned = [parts.final, *([parts.pretext] if config.pretext.steps else [])]
-    learned += [] if parts.validation is None else [parts.validation]
-    known = np.concatenate([images.fingerprints() for images in learned])
-    leaked = int(np.isin(parts.test.fingerprints(), known).sum())
-    if leaked:
+    if leaked := _leaked(config, parts):
         images = "image is" if leaked == 1 else "images are"
         yield (
             f"note: {leaked:,} test {images} also among those that train, so the accuracy will be "
             f"too good: `handful audit {config.data.source}` shows which"
         )
+
+
+def _leaked(config: RunConfig, parts: Partition) -> int:
+    """How many images that are scored are also ones that train, pixel by pixel."""
+    if parts.test is None:
+        return 0
+    learned = [parts.final, *([parts.pretext] if config.pretext.steps else [])]
+    learned += [] if parts.validation is None else [parts.validation]
+    known = np.concatenate([images.fingerprints() for images in learned])
+    return int(np.isin(parts.test.fingerprints(), known).sum())
 
 
 def _carry_out(session: Session, members: Sequence[Member]) -> tuple[dict[str, Any], Arrays]:
@@ -323,6 +336,7 @@ def _described(members: Sequence[Member], trained: Trained, seen: int) -> dict[s
         "preset": config.preset,
         "presets_tried": session.tried,
         "source": config.data.source,
+        "content": session.dataset.content,
         "per_class": config.data.per_class,
         "draw": config.data.draw if config.data.per_class else None,
         "seed": config.seed,
@@ -332,6 +346,7 @@ def _described(members: Sequence[Member], trained: Trained, seen: int) -> dict[s
         "unfamiliar_images": trained.unfamiliar,
         "class_names": list(parts.final.class_names),
         "test_of": parts.test_of,
+        "test_images_that_train": _leaked(config, parts),
         "calibrated_by": _calibrated_by(trained),
         "test_accuracy": None,
         "test_interval": None,

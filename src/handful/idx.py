@@ -83,7 +83,7 @@ def find(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         match = NAME.fullmatch(path.name)
-        if match:
+        if match and path.is_file():  # some unpack each into a folder of its name
             part = "train" if match[1] == "train" else "test"
             found.setdefault(f"{part}-{match[2]}", path)
     return found

@@ -232,10 +232,11 @@ def claim(
             _clear(folder)
         elif folder.state() == "complete":
             return _same(folder, config)
+        written = (HEADER + config.to_toml()).encode()
         folder.path.mkdir(parents=True, exist_ok=True)
         # "x": of two commands that start at once, one gets the folder
-        with folder.config_path.open("x", encoding="utf-8") as file:
-            file.write(HEADER + config.to_toml())
+        with folder.config_path.open("xb") as file:
+            file.write(written)
     except OSError as error:
         raise ValueError(
             f"cannot write the run folder {folder.path}: {error.strerror or error}; "

@@ -207,6 +207,8 @@ def run(summary: Mapping[str, Any], report: str) -> str:
             keys = (f"{split}_accuracy", f"{split}_interval", f"{split}_images")
             measured = accuracy(*(summary[key] for key in keys))
             rows.append((name, f"{measured}  {summary[f'{split}_of']}"))
+    if leaked := summary.get("test_images_that_train"):
+        rows.append(("too good", f"{leaked:,} of the test images also train"))
     if summary["control_test_accuracy"] is not None:
         n, paired = summary["test_images"], summary["control_difference"]
         control = accuracy(summary["control_test_accuracy"], summary["control_interval"], n)

@@ -18,7 +18,7 @@ from torch import Tensor
 from handful import datasets, devices, doubts, networks, stages, twins
 from handful.audit import tables
 from handful.audit.found import FEWER, Audit, Finding, Judged
-from handful.config import RunConfig, assignment, name_of
+from handful.config import RunConfig, assignment, flat, name_of
 from handful.datasets import Dataset
 from handful.images import ImageSet
 from handful.recipes import compose, recipe_for
@@ -53,7 +53,7 @@ def setting(
     given: a source, or the folder of a run, whose images, network and views it then takes.
     Raises ValueError as `compose`, and for what an audit cannot have.
     """
-    for key, _ in map(assignment, assignments):
+    for key in flat(dict(map(assignment, assignments))):
         if key in FIXED:
             raise ValueError(f"--set {key}: an audit trains one network a fold and no more")
     options: dict[str, Any] = {"downstream.folds": FOLDS, "device": device}

@@ -68,6 +68,7 @@ def labels(
             fontsize=pt(10.5), color=ACCENT, family=FONT,
         )  # fmt: skip
     _ticks(axes, numbers)
+    _with_a_number(axes)
     style: dict[str, Any] = {"fontsize": pt(11.5), "color": MUTED, "family": FONT}
     axes.set_xlabel(counted, **style)
     axes.set_ylabel("test images answered rightly", **style)
@@ -75,6 +76,15 @@ def labels(
     for text in legend.get_texts():
         text.set_color(MUTED)
     return figure
+
+
+def _with_a_number(axes: Axes) -> None:
+    """Errors that lie close together still have one on either side that is written."""
+    high, low = axes.get_ylim()
+    if not any(low <= error <= high for error in ERRORS):
+        below = max((error for error in ERRORS if error < low), default=low)
+        above = min((error for error in ERRORS if error > high), default=high)
+        axes.set_ylim(above, below)
 
 
 def _error(accuracy: float) -> float:

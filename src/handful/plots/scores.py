@@ -32,15 +32,16 @@ from handful.wording import percent
 ERRORS = LinearSegmentedColormap.from_list("errors", ["#fdeee3", "#f3a873", ACCENT])
 # Beyond this many classes, numbers in the cells could not be read.
 NUMBERED = 40
+# Beyond this many, neither could names, and the picture grows no further.
+NAMED = 300
 
 
 def confusion(matrix: Array, names: Sequence[str]) -> Figure:
     """Counts int (Y, Y), rows the truth. Zeros stay blank, errors are coloured by their share."""
     classes = len(matrix)
-    cell = next(
-        c for limit, c in ((12, 44), (20, 36), (NUMBERED, 30), (classes, 9)) if classes <= limit
-    )
-    labels = labels_of(names, 16)
+    sizes = (12, 44), (20, 36), (NUMBERED, 30), (NAMED, 9), (classes, 9 * NAMED / classes)
+    cell = next(size for limit, size in sizes if classes <= limit)
+    labels = labels_of(names, 16) if classes <= NAMED else [""] * classes
     longest = max(map(len, labels))
     margin, turned = 30 + 7.4 * longest, longest > 3
     top = margin if turned else 44

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from handful import confidence, metrics
 from handful.config import RunConfig
+from handful.pictures import legible
 from handful.runs import RunFolder
 
 
@@ -29,7 +30,7 @@ class Record:
     @classmethod
     def read(cls, folder: RunFolder, summary: Mapping[str, Any]) -> Record:
         """`summary` is what summary.json holds or will hold. Raises ValueError as `folder` does."""
-        name = folder.path.resolve().name
+        name = legible(folder.path.resolve().name)
         # curves of an ensemble are of its first member
         rows = [row for row in folder.rows() if not row.get("member")]
         return cls(name, folder.config(), summary, rows, folder.arrays())
