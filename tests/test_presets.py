@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from handful import experiment, presets, runs
-from handful.config import RunConfig
-from handful.recipes import MILD_LETTERS, RICH_LETTERS
+from handful import experiment, presets, runs, stages
+from handful.config import DownstreamConfig, RunConfig
+from handful.images import ImageSet
+from handful.recipes import MILD_LETTERS, RECIPES, RICH_LETTERS
 from handful.session import Session
 
 TINY = {
@@ -206,3 +208,30 @@ def test_a_trial_leaves_nothing_in_the_run(pointing: Folder, tmp_path: Path) -> 
     assert len(sessions) >= len(presets.TRIED)
     assert all(session.folder is None for session in sessions)
     assert "presets" not in {row["stage"] for row in rows}
+
+
+@pytest.mark.parametrize(("recipe", "least"), [("best", True), ("fast", False)])
+def test_a_short_trial_averages_what_it_learned(
+    pointing: Folder, tmp_path: Path, recipe: str, least: bool
+) -> None:
+    """An average over as many steps as the whole run's would hold first weights, little else."""
+    shorts: list[DownstreamConfig] = []
+    true = stages.in_folds
+
+    def watched(
+        fitted: Any, images: ImageSet, config: DownstreamConfig, held: Tensor, stage: str
+    ) -> Any:
+        shorts.append(config)
+        return true(fitted, images, config.model_copy(update={"steps": 1}), held, stage)
+
+    changes = {"recipe": recipe, "downstream__steps": 200, "network__columns": ["plain"]}
+    with (
+        mock.patch.object(stages, "in_folds", watched),
+        mock.patch.object(experiment, "_carry_out", side_effect=KeyboardInterrupt),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        experiment.train(str(pointing(12)), out=tmp_path / "run", **TINY | changes)
+    first, usual = shorts[0], RECIPES[recipe].config.downstream.ema
+    assert first.steps is not None
+    assert first.ema**first.steps <= presets.LEFT + 1e-6
+    assert (first.ema < usual) == least

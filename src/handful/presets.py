@@ -29,6 +29,8 @@ by the first number, after which 48,000 passed an encoder in all, four fifths of
 `fast`. Where no kind of views has taught anything by then, all are tried once more, for longer."""
 LEARNED = 0.8
 """Share of a guess's cross-entropy below which something was learned."""
+LEFT = 0.1
+"""Of the average of weights at most so much may still be what it began with when a trial ends."""
 FEWEST = 20
 """Labelled images that can be held out, below which nothing is tried."""
 
@@ -112,7 +114,9 @@ def _losses(session: Session, config: RunConfig, held: Tensor, lessons: int) -> 
     """Calibrated cross-entropy of each image that is held out, (M,), fold by fold."""
     # both kinds of views of a preset have their say, those of the pretext task first; frozen, an
     # encoder that nothing has trained would say nothing
-    changes = {"steps": _steps(config, lessons), "curriculum": 1.0}
+    steps = _steps(config, lessons)
+    ema = min(config.downstream.ema, LEFT ** (1 / steps))
+    changes = {"steps": steps, "curriculum": 1.0, "ema": ema}
     short = stages.from_the_start(config).model_copy(update=changes)
     quiet = replace(session, config=config, show=lambda row: None, board=None, stages={})
     member = member_of(quiet)
