@@ -40,7 +40,7 @@ class Variant(NamedTuple):
     about: str
     changes: tuple[str, ...] = ()
     without: str | None = None
-    """The variant that lacks its contrast alone, or its column."""
+    """The variant that lacks nothing but its contrast, or what its name adds."""
 
     @property
     def settings(self) -> list[str]:
@@ -128,12 +128,17 @@ VARIANTS: dict[str, Variant] = {
     "small batches": Variant(
         "views that weaken, half as many images a step and twice as many steps",
         (*SMALL, "downstream.curriculum=1.0"),
+        without="curriculum",
     ),
     "decay": Variant(
-        "views that weaken, ten times the weight decay", ("downstream.curriculum=1.0", DECAY)
+        "views that weaken, ten times the weight decay",
+        ("downstream.curriculum=1.0", DECAY),
+        without="curriculum",
     ),
     "small batches, decay": Variant(
-        "views that weaken, and both of these", (*SMALL, "downstream.curriculum=1.0", DECAY)
+        "views that weaken, and both of these",
+        (*SMALL, "downstream.curriculum=1.0", DECAY),
+        without="curriculum",
     ),
     "wider": Variant("the same with width 24", (SMALL[0], *WIDER)),
     "wider, nt_xent first": Variant(
@@ -302,8 +307,8 @@ seed 0; the test files stay shut. Such figures choose recipes and are no results
 
 Every variant sends as many images through the encoder in training and makes one change, or two, in
 the base. *Gain* is the paired difference to the base, draw by draw; *over the same without* that to
-the same training without contrast, whose images go to cross-entropy instead, or of a `wider` one
-without what its name adds: mean ± standard deviation
+the same training without contrast, whose images go to cross-entropy instead, or of what has no
+contrast without what its name adds: mean ± standard deviation
 (95 % interval of the mean, Student's t). Both runs of a pair are of one commit. Accuracies are
 means over the draws of a line, gains over the same where nothing else is said. Where draws are few,
 only what stands clear of zero says something.
