@@ -228,9 +228,9 @@ def test_copies_are_answered_by_a_network_that_saw_neither(
     kept = audit.stages.in_folds
 
     def watched(fitted: Any, images: ImageSet, *rest: Any) -> Any:
-        prints = images.fingerprints()
+        prints = images.fingerprints
         for fold in kept(fitted, images, *rest):
-            taught = fold.trained.learned_from.fingerprints()
+            taught = fold.trained.learned_from.fingerprints
             learned.append((set(taught.tolist()), set(prints[fold.held].tolist())))
             yield fold
 

@@ -52,6 +52,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     monkeypatch.setattr(bench, "apart", apart)
     monkeypatch.setattr(bench, "commit", lambda: "abc1234")
+    monkeypatch.setattr(bench, "_code", lambda: "a1")
     monkeypatch.setattr(Dataset, "content", "0123456789ab")
     return asked
 
@@ -94,7 +95,8 @@ def test_a_row_says_what_made_it(tmp_path: Path, runs: list[list[str]]) -> None:
     [
         {"assignments": ["pretext.steps=3"]},
         {"control": False},
-        {"commit": "def5678"},
+        {"_code": "b2"},
+        {"_computer": "torch 2.14.0, cpu"},
         {"content": "ba9876543210"},
     ],
 )
@@ -103,8 +105,8 @@ def test_a_row_of_something_else_does_not_count(
 ) -> None:
     path = tmp_path / "rows.jsonl"
     before = measured(path, CELLS[:1])
-    if "commit" in change:
-        monkeypatch.setattr(bench, "commit", mock.Mock(return_value=change.pop("commit")))
+    for name in {"_code", "_computer"} & change.keys():
+        monkeypatch.setattr(bench, name, mock.Mock(return_value=change.pop(name)))
     if "content" in change:
         monkeypatch.setattr(Dataset, "content", change.pop("content"))
     assert measured(path, CELLS[:1], **change) != before
@@ -113,22 +115,34 @@ def test_a_row_of_something_else_does_not_count(
     assert len(runs) == 2
 
 
-def test_code_that_is_not_committed_is_run_each_time(
-    tmp_path: Path, runs: list[list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bench, "commit", lambda: bench.UNCOMMITTED)
-    for _ in range(2):
-        assert len(measured(tmp_path / "rows.jsonl", CELLS[:2])) == 2
-    assert len(runs) == 4
+def test_code_is_told_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it is committed or not, or git refuses to say."""
+    (tmp_path / "views").mkdir()
+    for name in ("bench.py", "views/rich.py"):
+        (tmp_path / name).write_text("")
+    monkeypatch.setattr(bench, "__file__", str(tmp_path / "bench.py"))
+    before = bench._code()
+    assert bench._code() == before
+    (tmp_path / "views" / "rich.py").write_text("x = 1")
+    assert bench._code() != before
+
+
+def test_the_threads_of_a_run_do_not_tell_it_from_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = bench._computer("cpu")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 96)
+    assert bench._computer("cpu") == told == f"torch {torch.__version__}, cpu"
 
 
 def test_code_that_changes_meanwhile_leaves_rows_without_a_name(
     tmp_path: Path, runs: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commits = iter(["abc1234", "abc1234", "def5678"])
-    monkeypatch.setattr(bench, "commit", lambda: next(commits))
+    codes = iter(["a1", "a1", "b2", "a1", "a1"])
+    monkeypatch.setattr(bench, "_code", lambda: next(codes))
     rows = measured(tmp_path / "rows.jsonl", CELLS[:2])
     assert [row["commit"] for row in rows] == ["abc1234", bench.UNCOMMITTED]
+    assert [row["code"] for row in rows] == ["a1", None]
+    measured(tmp_path / "rows.jsonl", CELLS[:2])
+    assert len(runs) == 3
 
 
 @pytest.mark.parametrize(

@@ -533,7 +533,7 @@ def test_copies_of_images_that_train_do_not_judge(bundled: Dataset) -> None:
 
     with mock.patch.object(stages, "train_classifier", watched):
         SimCLRClassifier("demo", pretext_steps=1, downstream_steps=1, width=4).fit(X, y)
-    fit, validation = parts[0].fit.fingerprints(), parts[0].validation.fingerprints()
+    fit, validation = parts[0].fit.fingerprints, parts[0].validation.fingerprints
     assert len(validation)
     assert not np.isin(validation, fit).any()
 

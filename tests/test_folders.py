@@ -55,6 +55,19 @@ def test_mnist_like_files_are_digits_unless_asked_otherwise(tmp_path: Path) -> N
     assert letterbox == Preparation("letterbox", 28, 1)
 
 
+def test_greys_of_a_camera_with_twelve_bits_keep_their_shades(tmp_path: Path) -> None:
+    shades = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    paths = [tmp_path / "dim.png", tmp_path / "bright.png", tmp_path / "small.png"]
+    Image.fromarray(shades // 8).save(paths[0])
+    Image.fromarray(shades).save(paths[1])
+    Image.new("L", (64, 64), 7).save(paths[2])
+    preparation = folders.preparation_for(paths, DataConfig())
+    assert preparation == Preparation("letterbox", 64, 1, white=4095.0)
+    part = folders.Part("unlabelled", "", [(path, None) for path in paths])
+    images = folders.read(part, (), preparation).images.images
+    assert [len(image.unique()) for image in images] == [33, 256, 1]
+
+
 def test_unreadable_files_do_not_decide(tmp_path: Path) -> None:
     paths = pictures(tmp_path, 2, (40, 40))
     (tmp_path / "bad.png").touch()

@@ -152,10 +152,11 @@ def test_concatenate_refuses_other_classes_and_shapes() -> None:
 
 def test_fingerprints_are_of_the_pixels_alone() -> None:
     first = five()
-    assert first.fingerprints().dtype == np.uint64
-    assert len(set(first.fingerprints().tolist())) == 5
-    again = first.select(torch.tensor([3, 3, 0])).without_labels().fingerprints()
-    assert again.tolist() == first.fingerprints()[[3, 3, 0]].tolist()
+    assert first.fingerprints.dtype == np.uint64
+    assert first.fingerprints is first.fingerprints  # not computed again
+    assert len(set(first.fingerprints.tolist())) == 5
+    again = first.select(torch.tensor([3, 3, 0])).without_labels().fingerprints
+    assert again.tolist() == first.fingerprints[[3, 3, 0]].tolist()
 
 
 def test_to_float_spans_zero_to_one() -> None:
@@ -167,9 +168,9 @@ def test_to_float_spans_zero_to_one() -> None:
 def test_what_is_new_is_each_unknown_image_once() -> None:
     pixels = torch.tensor([3, 1, 3, 2, 1, 5], dtype=torch.uint8).view(6, 1, 1, 1)
     images = ImageSet.of(pixels)
-    known = images.select(torch.tensor([1])).fingerprints()
+    known = images.select(torch.tensor([1])).fingerprints
     assert images.not_among(known).tolist() == [0, 3, 5]
-    assert images.not_among(images.fingerprints()).tolist() == []
+    assert images.not_among(images.fingerprints).tolist() == []
 
 
 def test_images_too_many_for_memory_are_the_same_images(

@@ -196,6 +196,45 @@ def test_wide_greys_are_scaled(values: NDArray[np.generic], expected: list[list[
     assert pixels[0].tolist() == expected
 
 
+@pytest.mark.parametrize(
+    ("values", "mode", "white"),
+    [
+        ([0, 4000], np.uint16, 4095),
+        ([0, 9000], np.uint16, 16383),
+        ([0, 40_000], np.int32, 65535),
+        ([0, 90], np.uint16, 255),
+        ([0, 0.8], np.float32, 1),
+        ([0, 3000], np.float32, 4095),
+        ([0, 90_000], np.float32, 90_000),
+        ([-2, 3], np.float32, None),
+        ([0, 90], np.uint8, None),
+    ],
+)
+def test_white_is_the_lowest_level_that_greys_keep_to(
+    values: list[float], mode: type[np.generic], white: float | None
+) -> None:
+    assert pictures.white_of(Image.fromarray(np.array([values], mode))) == white
+
+
+def test_a_dim_picture_stays_dim_beside_those_that_trained() -> None:
+    dim = Image.fromarray(np.array([[0, 400]], np.uint16))
+    preparation = Preparation("letterbox", 2, 1, white=4095.0)
+    assert to_pixels(dim, preparation).max() == 25
+    bright = Image.fromarray(np.array([[0, 60_000]], np.uint16))
+    assert to_pixels(bright, preparation).max() == 255
+    small = Image.fromarray(np.array([[0, 90]], np.uint8))  # says itself what is white
+    assert to_pixels(small, preparation).max() == 90
+    assert preparation.describe().endswith("grey, white at 4095")
+
+
+def test_white_travels_with_the_preparation() -> None:
+    for white in (None, 4095.0):
+        preparation = Preparation("letterbox", 2, 1, white)
+        assert Preparation.from_dict(preparation.as_dict()) == preparation
+    old = {"kind": "crop", "size": 8, "channels": 3}  # of models before it was kept
+    assert Preparation.from_dict(old).white is None
+
+
 @pytest.mark.parametrize("preparation", [GREY, COLOUR])
 def test_letterbox_keeps_the_whole_picture(preparation: Preparation) -> None:
     wide = np.full((20, 80, 3), (10, 200, 30), np.uint8)

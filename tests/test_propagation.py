@@ -99,6 +99,17 @@ def test_what_is_like_no_label_is_left_out(strangers: int) -> None:
     assert found.familiar[which == 2].double().mean() < 0.05
 
 
+def test_what_lies_between_two_classes_is_undecided() -> None:
+    h, which = clusters([60, 60, 20], 0.05)
+    h[which == 2] += torch.eye(16)[0] + torch.eye(16)[1] - torch.eye(16)[2]
+    labels = first_of_each(which, 2)
+    found = guess(h, labels, 2)
+    assert found.undecided[which == 2].double().mean() > 0.9
+    assert found.undecided[which < 2].double().mean() < 0.05
+    labels[which == 2] = 0
+    assert not guess(h, labels, 2).undecided.any()  # somebody decided
+
+
 def test_a_class_without_labels_is_never_guessed() -> None:
     h, which = clusters([30, 30])
     found = guess(h, first_of_each(which, 2), 5)

@@ -184,7 +184,7 @@ def test_letters_are_a_source_with_a_test_split(found: list[letters.Font], tmp_p
     pixels = dataset.train.images
     assert (pixels[:, :, [0, -1], [0, -1]] == 255).all()
     assert (pixels.amin((1, 2, 3)) < 128).all()
-    assert len(set(dataset.train.fingerprints())) == len(pixels)
+    assert len(set(dataset.train.fingerprints)) == len(pixels)
 
 
 class Standing:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from handful import __version__
+from handful import __version__, devices
 from handful.config import RunConfig, assignment, flat
 from handful.datasets import Dataset
 from handful.recipes import compose
@@ -92,29 +92,31 @@ def labels(
     """A row for each cell: those that the file `path` holds, and runs for the others.
 
     asked: from `setting`, with the same assignments. dataset: what its source holds. A row of other
-    images, another commit, version or setting does not count. What of the package is not committed,
-    or changed while the run went on, has no name: its rows are kept and never taken for another's.
+    images or settings, by other code, another torch or another kind of device does not count. Rows
+    of code that changed while the run went on are kept and never taken for another's.
     jobs: runs at a time, each with its share of the cores. on_row: called with each new row.
     Raises ValueError with the cell and the run's own message where one is refused, RuntimeError
     where one breaks; rows stay.
     """
-    source, made_of = asked.data.source, origin()
+    source, code = asked.data.source, _code()
     _check_test(asked, dataset, max(cell.per_class for cell in cells))
     made_by = {
         "source": source,
         "data": dataset.content,
         "asked": _digest(asked.to_toml().encode()),
-        **made_of,
+        "version": __version__,
+        "code": code,
+        "computed_with": _computer(asked.device),
     }
-    held = {} if made_by["commit"] == UNCOMMITTED else _held(read(path), made_by)
+    held = _held(read(path), made_by)
     options = [f"--recipe={asked.recipe}", "--control" if asked.control else "--no-control"]
     # nobody sees the maps; what somebody sets comes later and counts
     options += [f"--set={one}" for one in ("tsne=false", *assignments)]
     missing = [cell for cell in cells if cell not in held]
     for cell, summary in _each(source, missing, options, jobs):
-        held[cell] = {name: summary[name] for name in KEPT} | made_by
-        if origin() != made_of:
-            held[cell]["commit"] = UNCOMMITTED
+        held[cell] = {name: summary[name] for name in KEPT} | made_by | {"commit": commit()}
+        if _code() != code:
+            held[cell] |= {"code": None, "commit": UNCOMMITTED}
         append(path, held[cell])
         if on_row:
             on_row(cell, held[cell])
@@ -147,9 +149,16 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:12]
 
 
-def origin() -> Row:
-    """What computes: the package's version, and its commit where it lies in a repository."""
-    return {"version": __version__, "commit": commit()}
+def _code() -> str:
+    """A digest of the package's modules: a commit says nothing of what is changed beside it."""
+    modules = sorted(Path(__file__).parent.rglob("*.py"))
+    return _digest(b"".join(module.read_bytes() for module in modules))
+
+
+def _computer(device: str) -> str:
+    """Torch and the kind of device, of which results depend in their last digits."""
+    kind, *_ = devices.describe(devices.choose(device)).split(",")
+    return f"torch {torch.__version__}, {kind}"
 
 
 def commit() -> str | None:

@@ -56,7 +56,7 @@ class Dataset:
     @cached_property
     def content(self) -> str:
         """A name for these images with these labels."""
-        held = [x for part in self.parts for x in (part.fingerprints(), part.labels.numpy())]
+        held = [x for part in self.parts for x in (part.fingerprints, part.labels.numpy())]
         return hashlib.sha256(b"".join(array.tobytes() for array in held)).hexdigest()[:12]
 
     @property
@@ -310,7 +310,7 @@ def _assembled(
     roles: tuple[Role, ...] = "train", "unlabelled"
     train = concatenate([images for role in roles for images in sets[role]])
     numbered = [f"{role} {i}" for role in roles for i in range(sum(map(len, sets[role])))]
-    prints = train.fingerprints()
+    prints = train.fingerprints
     leaks: dict[Role, str] = {}
     judging: dict[Role, ImageSet] = {}
     judges: dict[Role, NDArray[np.uint64]] = {}
@@ -320,7 +320,7 @@ def _assembled(
             images = judging[role] = concatenate(sets[role])
             if not (images.labels >= 0).any():
                 raise ValueError(f"no {role} image has a label: add some, or leave the images out")
-            judges[role] = images.fingerprints()
+            judges[role] = images.fingerprints
             among = np.isin(prints, judges[role])
             leaked |= among
             if count := int((among & (train.labels >= 0).numpy()).sum()):
@@ -375,7 +375,7 @@ def _with_pool(dataset: Dataset, config: DataConfig, on_row: OnRow | None) -> Da
     assert config.pool is not None
     found = load_pool(config.pool, dataset.preparation, dataset.train.class_names, on_row)
     place, images, amiss = found.place, found.images, found.amiss
-    known = np.concatenate([part.fingerprints() for part in dataset.parts])
+    known = np.concatenate([part.fingerprints for part in dataset.parts])
     new = images.not_among(known)
     all_of_it, images = len(images), images.select(new)
     first = 1 + max(int(part.sources.max()) for part in dataset.parts if len(part))

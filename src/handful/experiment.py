@@ -189,8 +189,8 @@ def _leaked(config: RunConfig, parts: Partition) -> int:
         return 0
     learned = [parts.final, *([parts.pretext] if config.pretext.steps else [])]
     learned += [] if parts.validation is None else [parts.validation]
-    known = np.concatenate([images.fingerprints() for images in learned])
-    return int(np.isin(parts.test.fingerprints(), known).sum())
+    known = np.concatenate([images.fingerprints for images in learned])
+    return int(np.isin(parts.test.fingerprints, known).sum())
 
 
 def _carry_out(session: Session, members: Sequence[Member]) -> tuple[dict[str, Any], Arrays]:
@@ -205,7 +205,7 @@ def _carry_out(session: Session, members: Sequence[Member]) -> tuple[dict[str, A
     summary = _described(members, trained, seen)
     arrays = {"labelled_fingerprints": _labelled(session)}
     if parts.test is not None:
-        arrays["tested_fingerprints"] = np.unique(parts.test.fingerprints())
+        arrays["tested_fingerprints"] = np.unique(parts.test.fingerprints)
     if seen:
         arrays |= _pictures(session, first.encoder, first.head)
     if parts.test is not None:
@@ -240,7 +240,7 @@ def _labelled(session: Session) -> NDArray[np.uint64]:
     """Fingerprints of all images whose labels the run made use of, its copies of them included."""
     parts = session.parts
     used = [parts.everything] if parts.validation is None else [parts.everything, parts.validation]
-    return np.unique(np.concatenate([images.fingerprints() for images in used]))
+    return np.unique(np.concatenate([images.fingerprints for images in used]))
 
 
 def _pictures(session: Session, encoder: Encoder, head: ProjectionHead) -> Arrays:
@@ -344,6 +344,7 @@ def _described(members: Sequence[Member], trained: Trained, seen: int) -> dict[s
         "labelled_images": parts.labelled,
         "unlabelled_images": parts.unlabelled,
         "unfamiliar_images": trained.unfamiliar,
+        "undecided_images": trained.undecided,
         "class_names": list(parts.final.class_names),
         "test_of": parts.test_of,
         "test_images_that_train": _leaked(config, parts),
@@ -381,7 +382,7 @@ def _validation_of(config: RunConfig, parts: Partition) -> str:
 def _calibrated_by(trained: Trained) -> str | None:
     """What the temperature of the probabilities was fitted to, for people."""
     if trained.evidence is None:
-        return stages.OTHER_RUNS if trained.temperature == stages.WITHOUT_EVIDENCE else None
+        return stages.OTHER_RUNS if trained.temperature != 1 else None
     images = f"{len(trained.evidence.right):,} labelled images"
     if trained.validation:
         return f"{images} held out for validation"
@@ -405,7 +406,7 @@ def evaluate(
     if not len(images):
         raise ValueError(f"no image in {source} has a label to score against")
     known = runs.RunFolder(run).arrays().get("labelled_fingerprints", np.array([], np.uint64))
-    learned_from = int(np.isin(images.fingerprints(), known).sum())
+    learned_from = int(np.isin(images.fingerprints, known).sum())
     found = metrics.evaluate(predictor.logits(images), images.labels).as_dict()
     return {"scored": scored, "learned_from": learned_from, "class_names": list(names), **found}
 

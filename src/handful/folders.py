@@ -25,6 +25,7 @@ from handful.pictures import (
     is_prepared_digit,
     legible,
     open_image,
+    white_of,
 )
 
 PICTURES = frozenset(
@@ -221,13 +222,15 @@ class _Facts(NamedTuple):
     side: int
     grey: bool
     mnist: bool
+    white: float | None
 
 
 def preparation_for(paths: Sequence[Path], config: DataConfig) -> Preparation:
     """How pictures are prepared: as the configuration asks, else as a sample of them suggests.
 
     `auto` takes grey 28 × 28 pictures on pure black for digits. Without a size it is 28 for digits,
-    else the median of the longer sides, between 28 and 128 and a multiple of 4.
+    else the median of the longer sides, between 28 and 128 and a multiple of 4. What is white in
+    pictures of more than 8 bits is the lowest usual level that the sample keeps to.
     """
     sample = [facts for i in spread(len(paths)) if (facts := _facts(paths[i]))]
     grey = bool(sample) and all(facts.grey for facts in sample)
@@ -237,7 +240,8 @@ def preparation_for(paths: Sequence[Path], config: DataConfig) -> Preparation:
         kind = "digits"
     side = float(np.median([facts.side for facts in sample] or [28]))
     usual = 28 if kind == "digits" else 4 * round(min(max(side, 28), 128) / 4)
-    return Preparation(kind, config.size or usual, 1 if grey or kind == "digits" else 3)
+    white = max((facts.white for facts in sample if facts.white is not None), default=None)
+    return Preparation(kind, config.size or usual, 1 if grey or kind == "digits" else 3, white)
 
 
 def _facts(path: Path) -> _Facts | None:
@@ -247,4 +251,4 @@ def _facts(path: Path) -> _Facts | None:
         return None  # reported, with its reason, when every file is read
     grey = is_grey(image)
     mnist = grey and image.size == (28, 28) and is_prepared_digit(np.asarray(image.convert("L")))
-    return _Facts(max(image.size), grey, mnist)
+    return _Facts(max(image.size), grey, mnist, white_of(image))

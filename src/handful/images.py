@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 
 import numpy as np
@@ -129,8 +130,12 @@ class ImageSet:
         """The same images with every label forgotten."""
         return replace(self, labels=torch.full_like(self.labels, UNLABELLED))
 
+    @cached_property
     def fingerprints(self) -> NDArray[np.uint64]:
-        """64 bits of SHA-256 of each image's pixels, uint64 (N,): the same for the same image."""
+        """64 bits of SHA-256 of each image's pixels, uint64 (N,): the same for the same image.
+
+        Computed once: nobody changes the pixels of a set.
+        """
         pixels = self.images.cpu().numpy()
         found = b"".join(hashlib.sha256(image.tobytes()).digest()[:8] for image in pixels)
         return np.frombuffer(found, "<u8")
@@ -140,11 +145,11 @@ class ImageSet:
 
         Nothing that one of them taught may be judged by another.
         """
-        return replace(self, sources=first_of(self.fingerprints()))
+        return replace(self, sources=first_of(self.fingerprints))
 
     def not_among(self, known: NDArray[np.uint64]) -> Tensor:
         """Positions of the images whose fingerprints are not known, each image once: int64 (M,)."""
-        prints, once = np.unique(self.fingerprints(), return_index=True)
+        prints, once = np.unique(self.fingerprints, return_index=True)
         return torch.from_numpy(np.sort(once[~np.isin(prints, known)]))
 
     def describe(self) -> str:

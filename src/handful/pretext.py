@@ -109,7 +109,7 @@ def place_of_pretext(member: Member) -> Path | None:
         json.dumps([config.pretext.model_dump(), network]).encode(),
         f"{config.seed}{session.suffix} {session.dtype} {session.device.type}".encode(),
         torch.__version__.encode(),
-        images.fingerprints().tobytes(),
+        images.fingerprints.tobytes(),
         images.sources.unique(return_inverse=True)[1].numpy().tobytes(),
     ]
     if isinstance(untrained, Backbone):

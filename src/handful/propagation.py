@@ -22,16 +22,19 @@ FAMILIAR, USUAL = 0.4, 0.9
 """Of what reaches the tenth of a class that is reached most, the share below which an image is
 taken for none of the classes. Strangers are reached least: they move it only where they are nearly
 all that a class was guessed for. Chosen on development draws 0 and 1 of MNIST (docs/pool.md)."""
+NEARLY = 0.5
+"""Share of what its class has that a second class has of an image which is undecided."""
 ROWS = 1024
 
 
 class Guess(NamedTuple):
-    """What labels spread to: classes int64 (N,), the given ones kept, and bool (N,), which images
-    are like the labelled ones.
+    """What labels spread to: classes int64 (N,), the given ones kept, and bool (N,) each, which
+    images are like the labelled ones and which are reached by a second class nearly as much.
     """
 
     classes: Tensor
     familiar: Tensor
+    undecided: Tensor
 
 
 def guess(h: Tensor, labels: Tensor, classes: int) -> Guess:
@@ -51,7 +54,9 @@ def guess(h: Tensor, labels: Tensor, classes: int) -> Guess:
         if own.any():
             usual = np.quantile(total[own].numpy(), USUAL)
             familiar |= own & (total >= FAMILIAR * usual)
-    return Guess(torch.where(known, labels, guessed), familiar)
+    first, second = reached.topk(2, dim=1).values.T
+    undecided = ~known & (second >= NEARLY * first)
+    return Guess(torch.where(known, labels, guessed), familiar, undecided)
 
 
 def spread(h: Tensor, labels: Tensor, classes: int) -> Tensor:

@@ -49,6 +49,8 @@ class Trained(NamedTuple):
     unfamiliar: int = 0
     """Unlabelled images that were left out for being like none with a label; of several members
     those that the first left out."""
+    undecided: int = 0
+    """Unlabelled images that two classes reached nearly alike; of several members as above."""
 
 
 def train_classifier(members: Sequence[Member]) -> Trained:
@@ -92,7 +94,7 @@ def _with_its_length(member: Member) -> Trained:
     if parts.validation is None:
         lessons = _lessons(member, parts.final)
         trained = fitted(lessons.images, config, "downstream")
-        trained = trained._replace(unfamiliar=lessons.unfamiliar)
+        trained = trained._replace(unfamiliar=lessons.unfamiliar, undecided=lessons.undecided)
         return _calibrated(member, fitted, trained)
     name = "selection" if config.refit else "downstream"
     chosen = fitted(parts.fit, config, name, validation=parts.validation)
@@ -108,10 +110,13 @@ def _with_its_length(member: Member) -> Trained:
 
 
 class Lessons(NamedTuple):
-    """Images that a classifier learns from, and how many of the pool are not among them."""
+    """Images that a classifier learns from; how many of the pool are not among them, and how many
+    of it lie between two classes.
+    """
 
     images: ImageSet
     unfamiliar: int = 0
+    undecided: int = 0
 
 
 def _lessons(member: Member, labelled: ImageSet, apart: Tensor | None = None) -> Lessons:
@@ -134,10 +139,12 @@ def _lessons(member: Member, labelled: ImageSet, apart: Tensor | None = None) ->
         h = networks.represent(member.encoder, images.images)
         found = propagation.guess(h, images.labels, len(images.class_names))
     learned = replace(images, labels=found.classes).select(found.familiar)
-    unfamiliar = len(images) - len(learned)
+    unfamiliar, undecided = len(images) - len(learned), int(found.undecided.sum())
     if unfamiliar:
         session.say(f"left out: {unfamiliar:,} of them, which are like none that has a label")
-    return Lessons(learned, unfamiliar)
+    if undecided:
+        session.say(f"undecided: {undecided:,} of them, which two classes reach nearly alike")
+    return Lessons(learned, unfamiliar, undecided)
 
 
 def _spreads(session: Session) -> bool:
@@ -178,16 +185,24 @@ def in_folds(
 
 PRIOR = Prior(1.0, 0.3)
 """Networks of folds are not the one that answers: only many answers of theirs change it by much."""
-PRIOR_OF_SPREAD = Prior(1.18, 0.08)
-"""Of a classifier that learned from labels that spread, which makes it too sure: mean and standard
-deviation of log T in five development runs of `pool` on MNIST, T being what suited them best
+DECIDED, UNDECIDED = Prior(1.18, 0.08), Prior(1.5, 0.08)
+"""Of a classifier that learned from labels that spread, which makes it too sure: the more so where
+they leave many images between two classes. What suited development runs of `pool` on MNIST best
 (docs/confidence.md)."""
-WITHOUT_EVIDENCE = 1.5
-"""Temperature of such a classifier where no labelled image can be held out, as of one a class: in
-three development runs of `pool` on MNIST 1.6 had the best likelihood and 1.4 to 1.5 the lowest
-calibration error (docs/confidence.md). Two images of a class are evidence, and the prior holds."""
-OTHER_RUNS = "three runs on MNIST with one label a class: no labelled image can be held out here"
-"""What `WITHOUT_EVIDENCE` was fitted to."""
+FEW, MANY = 0.018, 0.025
+"""Shares of the pool that lie between two classes: up to the first `DECIDED` is expected, from the
+second on `UNDECIDED`."""
+OTHER_RUNS = "other runs, on MNIST: no labelled image can be held out here"
+"""What the temperature that is expected was fitted to."""
+
+
+def _expected(session: Session, trained: Trained) -> Prior:
+    if not _spreads(session):
+        return PRIOR
+    share = trained.undecided / session.parts.unlabelled
+    weight = min(1.0, max(0.0, (share - FEW) / (MANY - FEW)))
+    temperature = DECIDED.temperature ** (1 - weight) * UNDECIDED.temperature**weight
+    return DECIDED._replace(temperature=temperature)
 
 
 def _calibrated(member: Member, fitted: Callable[..., Trained], trained: Trained) -> Trained:
@@ -196,8 +211,7 @@ def _calibrated(member: Member, fitted: Callable[..., Trained], trained: Trained
     Each fold is answered by a network that begins as `trained` did and learns from the other folds,
     and from the pool what spreads from those, for `fold_share` of its length. `encoder` and `head`,
     with which `fitted` begins, must not have seen the labels. Where no image can be held out, of
-    one a class for example, the temperature is `WITHOUT_EVIDENCE` if labels spread, or stays as it
-    is.
+    one a class for example, the temperature is the one that is expected.
     """
     session = member.session
     images, config = session.parts.final, session.config.downstream
@@ -219,10 +233,10 @@ def _calibrated(member: Member, fitted: Callable[..., Trained], trained: Trained
         looks.append(networks.classify(one.encoder, one.classifier, part.images).cpu())
         parts.append((one._replace(learned_from=None), part))
         encoded += one.encoded
+    prior = _expected(session, trained)
     if not parts:
-        return trained._replace(temperature=WITHOUT_EVIDENCE) if _spreads(session) else trained
+        return trained._replace(temperature=prior.temperature)
     labels = torch.cat([part.labels for _, part in parts])
-    prior = PRIOR_OF_SPREAD if _spreads(session) else PRIOR
     temperature = metrics.fit_temperature(torch.cat(looks), labels, prior)
     logits = [
         predictor_of(session, one._replace(temperature=temperature)).logits(part)

@@ -42,7 +42,7 @@ class Twin(NamedTuple):
 
 def within(images: ImageSet) -> list[Twin]:
     """Pairs in one set, first < second: each copy with the first of its kind, each near pair."""
-    once, place = _kinds(images.fingerprints())
+    once, place = _kinds(images.fingerprints)
     found = [Twin(int(once[k]), i, 1.0) for i, k in enumerate(place) if once[k] != i]
     x = _comparable(images.select(torch.from_numpy(once)).images)
     near = {(min(i, j), max(i, j)): alike for i, j, alike in _near(x, x, itself=True)}
@@ -52,10 +52,10 @@ def within(images: ImageSet) -> list[Twin]:
 
 def across(images: ImageSet, others: ImageSet) -> list[Twin]:
     """For each image that is also among `others`, or nearly, the pair with the most alike."""
-    judging = others.fingerprints()
+    judging = others.fingerprints
     theirs, _ = _kinds(judging)
     known = dict(zip(judging[theirs].tolist(), theirs.tolist(), strict=True))
-    prints = images.fingerprints().tolist()
+    prints = images.fingerprints.tolist()
     found = [Twin(i, known[p], 1.0) for i, p in enumerate(prints) if p in known]
     rest = torch.tensor([i for i, p in enumerate(prints) if p not in known], dtype=torch.int64)
     x, y = _comparable(images.select(rest).images), _comparable(others.images)
