@@ -310,9 +310,9 @@ paired gain: 0.01 to 0.08, 95 % interval), in 1.06 with one that is livelier sti
 chosen by draws 0 to 2 ([pool.md](pool.md) says what was tried). Trying the commands on `mnist50`
 also scores test images, a few times while this was written, and so do timing a whole run,
 `python -m benchmarks.robust`, `benchmarks.suggest`, `benchmarks.pool` and `benchmarks.confidence`;
-no recipe was chosen by that. Two things changed after it: which images new ones are compared with
-to tell strangers, and which temperature is expected where labels spread
-([confidence.md](confidence.md)).
+no recipe was chosen by that. Two things changed because of it: which images new ones are compared
+with to tell strangers, and which temperature is expected where labels spread; either was then
+chosen by development draws ([confidence.md](confidence.md)).
 First explorations, before this project had code, looked at the test set on one draw of their own;
 none of their figures is used here.
 

@@ -123,8 +123,23 @@ def test_code_is_told_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(bench, "__file__", str(tmp_path / "bench.py"))
     before = bench._code()
     assert bench._code() == before
+    (tmp_path / ".#bench.py").symlink_to("nowhere")  # an editor's lock
+    assert bench._code() == before
     (tmp_path / "views" / "rich.py").write_text("x = 1")
     assert bench._code() != before
+    (tmp_path / "gone.py").symlink_to("nowhere")
+    assert bench._code() is None
+    monkeypatch.setattr(bench, "__file__", str(tmp_path / "archive.zip" / "bench.py"))
+    assert bench._code() is None
+
+
+def test_rows_of_code_without_a_name_do_not_count(
+    tmp_path: Path, runs: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "_code", lambda: None)
+    for _ in range(2):
+        assert len(measured(tmp_path / "rows.jsonl", CELLS[:2])) == 2
+    assert len(runs) == 4
 
 
 def test_the_threads_of_a_run_do_not_tell_it_from_another(monkeypatch: pytest.MonkeyPatch) -> None:

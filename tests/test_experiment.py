@@ -7,8 +7,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from handful import (
 from handful.datasets import Dataset
 from handful.experiment import Run, embed, evaluate
 from handful.images import ImageSet, concatenate
+from handful.metrics import Prior
 from handful.networks import ConvNet, Cosines, Ensemble
 from handful.predictor import Predictor
 from handful.recipes import RECIPES
@@ -716,14 +717,12 @@ def test_one_image_a_class_leaves_nothing_to_calibrate_by(source: Path, tmp_path
     one = {"data__per_class": 1, "downstream__folds": 4}
     for name, asked, temperature, by in (
         ("alone", UNSEEN, 1.0, None),
-        ("decided", SPREADING, stages.DECIDED.temperature, stages.OTHER_RUNS),
-        ("undecided", SPREADING, stages.UNDECIDED.temperature, stages.OTHER_RUNS),
+        ("pool", SPREADING, stages.UNDECIDED.temperature, stages.OTHER_RUNS),
     ):
-        with of_which_are_undecided(float(name == "undecided")):
-            summary = bare(source, tmp_path / name, **asked | one).summary
+        summary = bare(source, tmp_path / name, **asked | one).summary
         assert summary["calibrated_by"] == by
         assert summary["abstention"] == []
-        assert summary["calibration"]["temperature"] == pytest.approx(temperature)
+        assert summary["calibration"]["temperature"] == temperature
 
 
 def test_validation_images_say_when_to_abstain(whole: Whole) -> None:
@@ -1250,43 +1249,53 @@ def test_a_fold_keeps_its_labels_from_spreading_and_its_images_out(
     assert run.summary["calibrated_by"].startswith(f"{run.summary['labelled_images']} labelled")
 
 
-@contextmanager
-def of_which_are_undecided(share: float) -> Iterator[None]:
-    """Labels spread to a pool of which a share lies between two classes."""
-    true = stages.propagation.guess
-
-    def guess(h: Tensor, labels: Tensor, classes: int) -> Any:
-        pool = (labels < 0).nonzero().squeeze(1)
-        undecided = torch.zeros(len(labels), dtype=torch.bool)
-        undecided[pool[: round(share * len(pool))]] = True
-        return true(h, labels, classes)._replace(undecided=undecided)
-
-    with mock.patch.object(stages.propagation, "guess", guess):
-        yield
+@pytest.mark.parametrize(
+    ("pool", "undecided", "expected"),
+    [
+        (0, 0, stages.PRIOR),
+        (10_000, 0, stages.DECIDED),
+        (10_000, 180, stages.DECIDED),
+        (9_900, 213, Prior((1.18 * 1.5) ** 0.5, 0.08)),
+        (10_000, 255, stages.UNDECIDED),
+        (10_000, 10_000, stages.UNDECIDED),
+        (20, 1, Prior(1.18 * (1.5 / 1.18) ** 0.762, 0.08)),  # 2.8 of 120
+    ],
+)
+def test_the_more_lies_between_classes_the_less_sure_an_answer_is_expected_to_be(
+    pool: int, undecided: int, expected: Prior
+) -> None:
+    session = mock.Mock()
+    session.config.downstream.pseudo_labels, session.parts.unlabelled = True, pool
+    found = stages._expected(session, mock.Mock(undecided=undecided))
+    assert found.temperature == pytest.approx(expected.temperature, rel=1e-3)
+    assert found.spread == expected.spread
 
 
 def test_who_learned_from_labels_that_spread_is_expected_to_be_too_sure(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, tmp_path: Path
 ) -> None:
-    # of few images small shares are not met exactly
-    monkeypatch.setattr(stages, "FEW", 0.2)
-    monkeypatch.setattr(stages, "MANY", 0.6)
-    between = (stages.DECIDED.temperature * stages.UNDECIDED.temperature) ** 0.5
-    for name, asked, share, expected in (
-        ("alone", UNSEEN, 0.5, stages.PRIOR.temperature),
-        ("no pool", SPREADING | {"data__unlabelled": False}, 0.5, stages.PRIOR.temperature),
-        ("decided", SPREADING, 0.1, stages.DECIDED.temperature),
-        ("in between", SPREADING, 0.4, between),
-        ("undecided", SPREADING, 0.9, stages.UNDECIDED.temperature),
+    true = stages.propagation.guess
+    alone = SPREADING | {"data__unlabelled": False}
+
+    def half(h: Tensor, labels: Tensor, classes: int) -> Any:
+        pool = (labels < 0).nonzero().squeeze(1)
+        undecided = torch.zeros(len(labels), dtype=torch.bool)
+        undecided[pool[::2]] = True
+        return true(h, labels, classes)._replace(undecided=undecided)
+
+    for name, asked, expected in (
+        ("no spreading", UNSEEN, stages.PRIOR),
+        ("no pool", alone, stages.PRIOR),
+        ("pool", SPREADING, stages.UNDECIDED),
     ):
         with (
-            of_which_are_undecided(share),
+            mock.patch.object(stages.propagation, "guess", half),
             mock.patch.object(metrics, "fit_temperature", wraps=metrics.fit_temperature) as fitted,
         ):
             summary = bare(source, tmp_path / name, **asked | {"downstream__folds": 2}).summary
-        pool = summary["unlabelled_images"]
-        assert fitted.call_args.args[2].temperature == pytest.approx(expected)
-        assert summary["undecided_images"] == (0 if name == "alone" else round(share * pool))
+        assert fitted.call_args.args[2] == expected
+        pool = summary["unlabelled_images"] if name == "pool" else 0
+        assert summary["undecided_images"] == pool / 2
 
 
 def test_what_a_fold_is_to_answer_teaches_it_under_no_name(source: Path, tmp_path: Path) -> None:
@@ -1377,7 +1386,8 @@ def test_images_that_no_label_reaches_teach_nothing(source: Path, tmp_path: Path
 
     def first_ten(h: Tensor, labels: Tensor, classes: int) -> Any:
         found = true(h, labels, classes)
-        return found._replace(familiar=(labels >= 0) | (torch.arange(len(labels)) < 10))
+        familiar = (labels >= 0) | (torch.arange(len(labels)) < 10)
+        return found._replace(familiar=familiar, undecided=labels < 0)
 
     changes = {key.replace("__", "."): value for key, value in (TINY | SPREADING).items()}
     asked = RECIPES["pool"].config.updated(changes | {"data.source": str(source)})
@@ -1388,6 +1398,9 @@ def test_images_that_no_label_reaches_teach_nothing(source: Path, tmp_path: Path
     assert f"left out: {left_out:,} of them, which are like none that has a label" in said
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert f"{left_out} are like none with a label" in page
+    undecided = run.summary["unlabelled_images"]
+    assert f"undecided: {undecided:,} of them, which lie between two classes" in said
+    assert f"{undecided} lie between two classes" in page
     familiar = Predictor.load(run.path, "cpu").familiar
     assert familiar is not None  # nor are new images like those, and like the others they are
     images = run.summary["labelled_images"] + run.summary["unlabelled_images"]

@@ -62,10 +62,29 @@ def test_greys_of_a_camera_with_twelve_bits_keep_their_shades(tmp_path: Path) ->
     Image.fromarray(shades).save(paths[1])
     Image.new("L", (64, 64), 7).save(paths[2])
     preparation = folders.preparation_for(paths, DataConfig())
-    assert preparation == Preparation("letterbox", 64, 1, white=4095.0)
+    assert preparation == Preparation("letterbox", 64, 1, white=4095)
     part = folders.Part("unlabelled", "", [(path, None) for path in paths])
     images = folders.read(part, (), preparation).images.images
     assert [len(image.unique()) for image in images] == [33, 256, 1]
+
+
+def test_the_brightest_of_many_says_what_is_white(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders, "SAMPLED", 2)
+    for number, level in enumerate((900, 3000, 14_000, 800)):
+        Image.new("I;16", (32, 32), level).save(tmp_path / f"{number}.png")
+    (tmp_path / "damaged.png").write_bytes(b"no picture")
+    paths = folders.pictures(tmp_path)
+    assert folders.preparation_for(paths, DataConfig()).white == 16383
+
+
+def test_digits_of_twelve_bits_are_digits(tmp_path: Path) -> None:
+    digit = np.full((28, 28), 3, np.uint16)  # noise that is black
+    digit[6:20, 12:15] = 4000
+    Image.fromarray(digit).save(tmp_path / "1.png")
+    found = folders.preparation_for([tmp_path / "1.png"], DataConfig())
+    assert found == Preparation("digits", 28, 1, white=4095)
 
 
 def test_unreadable_files_do_not_decide(tmp_path: Path) -> None:

@@ -199,40 +199,48 @@ def test_wide_greys_are_scaled(values: NDArray[np.generic], expected: list[list[
 @pytest.mark.parametrize(
     ("values", "mode", "white"),
     [
+        ([0, 90], np.uint16, 255),
         ([0, 4000], np.uint16, 4095),
         ([0, 9000], np.uint16, 16383),
-        ([0, 40_000], np.int32, 65535),
-        ([0, 90], np.uint16, 255),
-        ([0, 0.8], np.float32, 1),
-        ([0, 3000], np.float32, 4095),
-        ([0, 90_000], np.float32, 90_000),
-        ([-2, 3], np.float32, None),
+        ([0, 40_000], np.uint16, 65535),
         ([0, 90], np.uint8, None),
+        ([0, 4000], np.int32, None),
+        ([0, 0.8], np.float32, None),
     ],
 )
-def test_white_is_the_lowest_level_that_greys_keep_to(
-    values: list[float], mode: type[np.generic], white: float | None
+def test_white_is_the_lowest_level_that_greys_of_16_bits_keep_to(
+    values: list[float], mode: type[np.generic], white: int | None
 ) -> None:
     assert pictures.white_of(Image.fromarray(np.array([values], mode))) == white
 
 
-def test_a_dim_picture_stays_dim_beside_those_that_trained() -> None:
-    dim = Image.fromarray(np.array([[0, 400]], np.uint16))
-    preparation = Preparation("letterbox", 2, 1, white=4095.0)
-    assert to_pixels(dim, preparation).max() == 25
-    bright = Image.fromarray(np.array([[0, 60_000]], np.uint16))
-    assert to_pixels(bright, preparation).max() == 255
-    small = Image.fromarray(np.array([[0, 90]], np.uint8))  # says itself what is white
-    assert to_pixels(small, preparation).max() == 90
-    assert preparation.describe().endswith("grey, white at 4095")
+@pytest.mark.parametrize(
+    ("values", "mode", "most"),
+    [
+        ([0, 400], np.uint16, 25),  # dim beside those that trained
+        ([0, 60_000], np.uint16, 255),
+        # these say themselves what is white, as far as that can be told
+        ([0, 90], np.uint8, 90),
+        ([0, 0.5], np.float32, 128),
+        ([0, 32_768], np.int32, 128),
+    ],
+)
+def test_white_of_those_that_trained_holds_for_16_bits(
+    values: list[float], mode: type[np.generic], most: int
+) -> None:
+    preparation = Preparation("letterbox", 2, 1, white=4095)
+    assert to_pixels(Image.fromarray(np.array([values], mode)), preparation).max() == most
 
 
 def test_white_travels_with_the_preparation() -> None:
-    for white in (None, 4095.0):
+    for white in (None, 4095):
         preparation = Preparation("letterbox", 2, 1, white)
         assert Preparation.from_dict(preparation.as_dict()) == preparation
     old = {"kind": "crop", "size": 8, "channels": 3}  # of models before it was kept
     assert Preparation.from_dict(old).white is None
+    for white in (0, -5, 1000, float("nan"), "4095"):
+        with pytest.raises(ValueError, match="white at"):
+            Preparation.from_dict(old | {"white": white})
 
 
 @pytest.mark.parametrize("preparation", [GREY, COLOUR])

@@ -93,7 +93,8 @@ def labels(
 
     asked: from `setting`, with the same assignments. dataset: what its source holds. A row of other
     images or settings, by other code, another torch or another kind of device does not count. Rows
-    of code that changed while the run went on are kept and never taken for another's.
+    of code that changed while the run went on, or cannot be read, are kept and never taken for
+    another's.
     jobs: runs at a time, each with its share of the cores. on_row: called with each new row.
     Raises ValueError with the cell and the run's own message where one is refused, RuntimeError
     where one breaks; rows stay.
@@ -108,7 +109,7 @@ def labels(
         "code": code,
         "computed_with": _computer(asked.device),
     }
-    held = _held(read(path), made_by)
+    held = _held(read(path), made_by) if code else {}
     options = [f"--recipe={asked.recipe}", "--control" if asked.control else "--no-control"]
     # nobody sees the maps; what somebody sets comes later and counts
     options += [f"--set={one}" for one in ("tsne=false", *assignments)]
@@ -149,10 +150,19 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:12]
 
 
-def _code() -> str:
-    """A digest of the package's modules: a commit says nothing of what is changed beside it."""
-    modules = sorted(Path(__file__).parent.rglob("*.py"))
-    return _digest(b"".join(module.read_bytes() for module in modules))
+def _code() -> str | None:
+    """A digest of the package's modules: a commit says nothing of what is changed beside it.
+
+    None where they are no files, or come and go.
+    """
+    package = Path(__file__).parent
+    digests: list[str] = []
+    try:
+        for module in sorted(package.rglob("[!.]*.py")):
+            digests += [str(module.relative_to(package)), _digest(module.read_bytes())]
+    except OSError:
+        return None
+    return _digest("\n".join(digests).encode()) if digests else None
 
 
 def _computer(device: str) -> str:

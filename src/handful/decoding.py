@@ -60,7 +60,7 @@ def decode(paths: Sequence[Path], preparation: Preparation, on_row: OnRow | None
     return found
 
 
-def _in_parallel(function: Callable[[Path], T], paths: Iterable[Path]) -> Iterator[T]:
+def in_parallel(function: Callable[[Path], T], paths: Iterable[Path]) -> Iterator[T]:
     # Threads, not processes: Pillow's decoders leave Python's lock while they work.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         yield from pool.map(function, paths)
@@ -78,7 +78,7 @@ def _decoded(paths: Sequence[Path], preparation: Preparation, on_row: OnRow | No
     kept: list[int] = []
     skipped: list[str] = []
     began = time.monotonic()
-    for i, found in enumerate(_in_parallel(pixels, paths)):
+    for i, found in enumerate(in_parallel(pixels, paths)):
         if isinstance(found, str):
             skipped.append(found)
         else:
@@ -94,7 +94,7 @@ def _place(paths: Sequence[Path], preparation: Preparation) -> Path:
     """By what the pixels depend on: content and order of the files, and what prepares them."""
     made_by = Path(pictures.__file__).read_bytes(), PIL.__version__.encode()
     settings = json.dumps(preparation.as_dict()).encode()
-    return storage.place("decoded", [settings, *made_by, *_in_parallel(_content, paths)])
+    return storage.place("decoded", [settings, *made_by, *in_parallel(_content, paths)])
 
 
 def _content(path: Path) -> bytes:

@@ -62,6 +62,7 @@ PREPARED = {
     ),
 }
 """What the file leaves to who calls it, for each kind of `Preparation`."""
+WHITE = "white: in pictures of 16 bits the grey that becomes 255, null being 65535"
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def metadata(model: Predictor) -> dict[str, Any]:
         "test_views": model.test_views,
         "doubt_below": SURE,
         "members": model.members,
-        "preparation": {**model.preparation.as_dict(), "meaning": PREPARED[kind]},
+        "preparation": {**model.preparation.as_dict(), "meaning": f"{PREPARED[kind]}; {WHITE}"},
         "versions": devices.versions() | {name: version(name) for name in NEEDED},
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -13,14 +13,16 @@ import numpy as np
 import torch
 
 from handful.config import DataConfig
-from handful.decoding import OnRow, decode
+from handful.decoding import OnRow, decode, in_parallel
 from handful.images import UNLABELLED, ImageSet
 from handful.pictures import (
+    LEVELS,
     SPLITS,
     Kind,
     Part,
     Preparation,
     Role,
+    flatten,
     is_grey,
     is_prepared_digit,
     legible,
@@ -222,15 +224,15 @@ class _Facts(NamedTuple):
     side: int
     grey: bool
     mnist: bool
-    white: float | None
+    white: int | None
 
 
 def preparation_for(paths: Sequence[Path], config: DataConfig) -> Preparation:
     """How pictures are prepared: as the configuration asks, else as a sample of them suggests.
 
     `auto` takes grey 28 × 28 pictures on pure black for digits. Without a size it is 28 for digits,
-    else the median of the longer sides, between 28 and 128 and a multiple of 4. What is white in
-    pictures of more than 8 bits is the lowest usual level that the sample keeps to.
+    else the median of the longer sides, between 28 and 128 and a multiple of 4. White of pictures
+    of 16 bits is the lowest usual level that all of them keep to.
     """
     sample = [facts for i in spread(len(paths)) if (facts := _facts(paths[i]))]
     grey = bool(sample) and all(facts.grey for facts in sample)
@@ -240,8 +242,14 @@ def preparation_for(paths: Sequence[Path], config: DataConfig) -> Preparation:
         kind = "digits"
     side = float(np.median([facts.side for facts in sample] or [28]))
     usual = 28 if kind == "digits" else 4 * round(min(max(side, 28), 128) / 4)
-    white = max((facts.white for facts in sample if facts.white is not None), default=None)
+    white = _highest(facts.white for facts in sample)
+    if white not in (None, LEVELS[-1]) and len(paths) > SAMPLED:
+        white = _highest(facts.white for facts in in_parallel(_facts, paths) if facts)
     return Preparation(kind, config.size or usual, 1 if grey or kind == "digits" else 3, white)
+
+
+def _highest(whites: Iterable[int | None]) -> int | None:
+    return max((white for white in whites if white is not None), default=None)
 
 
 def _facts(path: Path) -> _Facts | None:
@@ -249,6 +257,8 @@ def _facts(path: Path) -> _Facts | None:
         image = open_image(path)
     except ValueError:
         return None  # reported, with its reason, when every file is read
-    grey = is_grey(image)
-    mnist = grey and image.size == (28, 28) and is_prepared_digit(np.asarray(image.convert("L")))
-    return _Facts(max(image.size), grey, mnist, white_of(image))
+    white = white_of(image)
+    flat = flatten(image, white)
+    grey = is_grey(flat)
+    mnist = grey and image.size == (28, 28) and is_prepared_digit(np.asarray(flat.convert("L")))
+    return _Facts(max(image.size), grey, mnist, white)

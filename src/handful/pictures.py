@@ -24,7 +24,7 @@ SPECK = 0.05  # a blob smaller than this share of the largest is dust
 MOST_PIXELS = 2**28 // 3  # of one picture: 256 MiB in colour
 ROUNDED = 1e-3  # share by which floats may miss 0 or what is white
 NOT_OPENED = {"EPS", "WMF"}  # Pillow hands these to other programs
-LEVELS = 255.0, 4095.0, 16383.0, 65535.0  # white of 8 bits, 16, and what cameras write into 16
+LEVELS = 255, 4095, 16383, 65535  # of files of 16 bits: white of 8, 12, 14 and 16
 
 
 Role = Literal["train", "validation", "test", "unlabelled"]
@@ -66,14 +66,14 @@ class Preparation:
     kind: `digits` centres light ink on black as MNIST was made, `letterbox` fits the whole picture,
     `crop` the largest square in its middle.
     size: height and width in pixels. channels: 1 (grey) or 3 (RGB).
-    white: the grey of pictures of more than 8 bits that is white, as those that trained use it;
-    None leaves that to each of them.
+    white: of pictures of 16 bits the grey that is white, one of `LEVELS`, as those that trained use
+    it; None is 65,535.
     """
 
     kind: Kind
     size: int
     channels: Literal[1, 3]
-    white: float | None = None
+    white: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -84,6 +84,8 @@ class Preparation:
                 f"preparation of {self.size} pixels and {self.channels} channels: expected a "
                 "positive size and 1 or 3 channels"
             )
+        if self.white not in (None, *LEVELS):
+            raise ValueError(f"preparation with white at {self.white}: expected one of {LEVELS}")
         if self.kind == "digits" and self.channels != 1:
             raise ValueError("digits are prepared in 1 channel; use letterbox or crop for colour")
 
@@ -96,7 +98,7 @@ class Preparation:
         }
         colour = "grey" if self.channels == 1 else "colour"
         told = f"{done[self.kind]}; {self.size} × {self.size} pixels, {colour}"
-        return told if self.white is None else f"{told}, white at {self.white:g}"
+        return told if self.white is None else f"{told}, white at {self.white:,} of 16 bits"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -105,8 +107,7 @@ class Preparation:
     def from_dict(cls, values: Mapping[str, Any]) -> Preparation:
         """The inverse of `as_dict`. Raises ValueError where a value is missing or does not fit."""
         try:
-            white = None if (level := values.get("white")) is None else float(level)
-            return cls(values["kind"], int(values["size"]), values["channels"], white)
+            return cls(values["kind"], int(values["size"]), values["channels"], values.get("white"))
         except (KeyError, TypeError) as error:
             raise ValueError(f"preparation {dict(values)} is incomplete: {error}") from None
 
@@ -167,11 +168,10 @@ def legible(name: Path | str) -> str:
 def to_pixels(image: Image.Image, preparation: Preparation) -> Bytes:
     """A picture as the model wants it, uint8 (C, H, W).
 
-    Transparency is composited over white; 16-bit and floating-point greys are scaled to 0-255, the
-    preparation's white being 255.
+    Transparency is composited over white; greys of more than 8 bits are scaled to 0-255.
     A picture that already is light ink on pure black, of the right size, passes `digits` unchanged.
     """
-    flat = _flatten(image, preparation.white)
+    flat = flatten(image, preparation.white)
     if preparation.kind == "digits":
         return _digit(_in_mode(flat, "L"), preparation.size)[None]
     plain = _in_mode(flat, "L" if preparation.channels == 1 else "RGB")
@@ -182,7 +182,7 @@ def to_pixels(image: Image.Image, preparation: Preparation) -> Bytes:
 
 def is_grey(image: Image.Image) -> bool:
     """Whether a picture has no colour, whatever its mode; JPEG's rounding is allowed for."""
-    flat = _flatten(image)
+    flat = flatten(image)
     if flat.mode == "L":
         return True
     small = flat.resize((min(64, flat.width), min(64, flat.height)), reducing_gap=2.0)
@@ -201,9 +201,9 @@ def is_prepared_digit(pixels: Bytes) -> bool:
     return bool(2 * np.count_nonzero(border) < border.size and half_black and pixels.max() >= 128)
 
 
-def _flatten(image: Image.Image, white: float | None = None) -> Image.Image:
-    """Any mode to 8-bit L or RGB without transparency."""
-    if _is_wide(image):
+def flatten(image: Image.Image, white: int | None = None) -> Image.Image:
+    """Any mode to 8-bit L or RGB without transparency. white: as a `Preparation` has it."""
+    if image.mode.startswith(("I", "F")):
         return Image.fromarray(_eight_bits(image, white))
     if image.has_transparency_data:
         layer = image.convert("RGBA")
@@ -215,36 +215,28 @@ def _in_mode(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)  # Pillow would copy it
 
 
-def _is_wide(image: Image.Image) -> bool:
-    return image.mode.startswith(("I", "F"))
+def white_of(image: Image.Image) -> int | None:
+    """Of a picture of 16 bits the lowest of `LEVELS` that it keeps to, None of any other.
 
-
-def white_of(image: Image.Image) -> float | None:
-    """The lowest usual level of white that a picture of more than 8 bits keeps to.
-
-    Nothing in such a file says what is white: cameras of 12 bits write files of 16. None for other
-    pictures, and where greys are below black.
+    Nothing in such a file says what is white: cameras of 12 bits write files of 16.
     """
-    if not _is_wide(image):
+    if not image.mode.startswith("I;16"):
         return None
-    values = np.nan_to_num(np.asarray(image, np.float64))
-    if values.min() < -ROUNDED:
-        return None
-    high = float(values.max())
-    levels = (1.0, *LEVELS) if image.mode == "F" else LEVELS
-    return next((level for level in levels if high <= (1 + ROUNDED) * level), high)
+    high = int(np.asarray(image).max())
+    return next(level for level in LEVELS if high <= level)
 
 
-def _eight_bits(image: Image.Image, white: float | None) -> Bytes:
-    """Greys of 16 or 32 bits or floating point, brought to 0-255.
-
-    Without `white` 16 bits are taken for 16, others by the lowest usual level.
-    """
+def _eight_bits(image: Image.Image, white: int | None) -> Bytes:
+    """Greys of 16 or 32 bits or floating point, brought to 0-255 by the scale that they use."""
     values = np.nan_to_num(np.asarray(image, np.float64))
     low, high = float(values.min()), float(values.max())
-    if low >= -ROUNDED:
-        sixteen = LEVELS[-1] if image.mode.startswith("I;16") else None
-        low, high = 0.0, white or sixteen or white_of(image) or high
+    if image.mode.startswith("I;16"):
+        low, high = 0.0, white or 65535.0
+    elif (
+        low >= -ROUNDED
+    ):  # nothing says which scale a wide mode uses: the narrowest one that holds it
+        scales = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+        low, high = 0.0, next((one for one in scales if high <= (1 + ROUNDED) * one), high)
     share = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
     return np.rint(share * 255).astype(np.uint8)
 

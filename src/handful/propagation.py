@@ -22,14 +22,14 @@ FAMILIAR, USUAL = 0.4, 0.9
 """Of what reaches the tenth of a class that is reached most, the share below which an image is
 taken for none of the classes. Strangers are reached least: they move it only where they are nearly
 all that a class was guessed for. Chosen on development draws 0 and 1 of MNIST (docs/pool.md)."""
-NEARLY = 0.5
-"""Share of what its class has that a second class has of an image which is undecided."""
+CONTESTED = 0.5
+"""An image is undecided where a second class reaches it with this much of what the first has."""
 ROWS = 1024
 
 
 class Guess(NamedTuple):
     """What labels spread to: classes int64 (N,), the given ones kept, and bool (N,) each, which
-    images are like the labelled ones and which are reached by a second class nearly as much.
+    images are like the labelled ones, and which lie between two classes.
     """
 
     classes: Tensor
@@ -40,9 +40,10 @@ class Guess(NamedTuple):
 def guess(h: Tensor, labels: Tensor, classes: int) -> Guess:
     """A class for every image, from few that have a label.
 
-    h: float (N, D). labels: int64 (N,), -1 where unknown. classes: how many there are, Y; what has
-    no label at all is never guessed. As much is sent out by each class, however many labels it has:
-    where a class is rare in the pool, its images are reached by more, not taken by others.
+    h: float (N, D). labels: int64 (N,), -1 where unknown. classes: how many there are, at least 2;
+    what has no label at all is never guessed. As much is sent out by each class, however many
+    labels it has: where a class is rare in the pool, its images are reached by more, not taken by
+    others.
     """
     reached = spread(h, labels, classes)
     reached = reached / reached.sum(0).clamp(min=torch.finfo(reached.dtype).tiny)
@@ -55,7 +56,7 @@ def guess(h: Tensor, labels: Tensor, classes: int) -> Guess:
             usual = np.quantile(total[own].numpy(), USUAL)
             familiar |= own & (total >= FAMILIAR * usual)
     first, second = reached.topk(2, dim=1).values.T
-    undecided = ~known & (second >= NEARLY * first)
+    undecided = ~known & (first > 0) & (second >= CONTESTED * first)
     return Guess(torch.where(known, labels, guessed), familiar, undecided)
 
 

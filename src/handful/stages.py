@@ -50,7 +50,7 @@ class Trained(NamedTuple):
     """Unlabelled images that were left out for being like none with a label; of several members
     those that the first left out."""
     undecided: int = 0
-    """Unlabelled images that two classes reached nearly alike; of several members as above."""
+    """Unlabelled images that lie between two classes; of several members as above."""
 
 
 def train_classifier(members: Sequence[Member]) -> Trained:
@@ -143,7 +143,7 @@ def _lessons(member: Member, labelled: ImageSet, apart: Tensor | None = None) ->
     if unfamiliar:
         session.say(f"left out: {unfamiliar:,} of them, which are like none that has a label")
     if undecided:
-        session.say(f"undecided: {undecided:,} of them, which two classes reach nearly alike")
+        session.say(f"undecided: {undecided:,} of them, which lie between two classes")
     return Lessons(learned, unfamiliar, undecided)
 
 
@@ -192,14 +192,17 @@ they leave many images between two classes. What suited development runs of `poo
 FEW, MANY = 0.018, 0.025
 """Shares of the pool that lie between two classes: up to the first `DECIDED` is expected, from the
 second on `UNDECIDED`."""
+FLUKES = 100
+"""Images that are added to the pool in thought, of which a share of `FEW` is undecided: of a small
+pool one or two images say little."""
 OTHER_RUNS = "other runs, on MNIST: no labelled image can be held out here"
-"""What the temperature that is expected was fitted to."""
+"""What `UNDECIDED` was fitted to."""
 
 
 def _expected(session: Session, trained: Trained) -> Prior:
     if not _spreads(session):
         return PRIOR
-    share = trained.undecided / session.parts.unlabelled
+    share = (trained.undecided + FEW * FLUKES) / (session.parts.unlabelled + FLUKES)
     weight = min(1.0, max(0.0, (share - FEW) / (MANY - FEW)))
     temperature = DECIDED.temperature ** (1 - weight) * UNDECIDED.temperature**weight
     return DECIDED._replace(temperature=temperature)
@@ -211,7 +214,8 @@ def _calibrated(member: Member, fitted: Callable[..., Trained], trained: Trained
     Each fold is answered by a network that begins as `trained` did and learns from the other folds,
     and from the pool what spreads from those, for `fold_share` of its length. `encoder` and `head`,
     with which `fitted` begins, must not have seen the labels. Where no image can be held out, of
-    one a class for example, the temperature is the one that is expected.
+    one a class for example, the temperature is that of `UNDECIDED` if labels spread, or stays as it
+    is.
     """
     session = member.session
     images, config = session.parts.final, session.config.downstream
@@ -233,9 +237,10 @@ def _calibrated(member: Member, fitted: Callable[..., Trained], trained: Trained
         looks.append(networks.classify(one.encoder, one.classifier, part.images).cpu())
         parts.append((one._replace(learned_from=None), part))
         encoded += one.encoded
-    prior = _expected(session, trained)
     if not parts:
-        return trained._replace(temperature=prior.temperature)
+        unsure = UNDECIDED.temperature
+        return trained._replace(temperature=unsure) if _spreads(session) else trained
+    prior = _expected(session, trained)
     labels = torch.cat([part.labels for _, part in parts])
     temperature = metrics.fit_temperature(torch.cat(looks), labels, prior)
     logits = [
