@@ -72,7 +72,7 @@ def labels(
     style: dict[str, Any] = {"fontsize": pt(11.5), "color": MUTED, "family": FONT}
     axes.set_xlabel(counted, **style)
     axes.set_ylabel("test images answered rightly", **style)
-    legend = axes.legend(loc="lower right", frameon=False, prop={"family": FONT, "size": pt(11.5)})
+    legend = axes.legend(loc="best", frameon=False, prop={"family": FONT, "size": pt(11.5)})
     for text in legend.get_texts():
         text.set_color(MUTED)
     return figure

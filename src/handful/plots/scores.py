@@ -32,22 +32,31 @@ from handful.wording import percent
 ERRORS = LinearSegmentedColormap.from_list("errors", ["#fdeee3", "#f3a873", ACCENT])
 # Beyond this many classes, numbers in the cells could not be read.
 NUMBERED = 40
-# Beyond this many, neither could names, and the picture grows no further.
-NAMED = 300
+# Beyond this many, neither could the whole.
+WHOLE = 100
 
 
 def confusion(matrix: Array, names: Sequence[str]) -> Figure:
-    """Counts int (Y, Y), rows the truth. Zeros stay blank, errors are coloured by their share."""
+    """Counts int (Y, Y), rows the truth. Zeros stay blank, errors are coloured by their share.
+
+    Of more classes than `WHOLE` those `NUMBERED` are shown that are confused most.
+    """
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    told = "predicted as"
+    if len(matrix) > WHOLE:
+        told += f": the {NUMBERED} of {len(matrix):,} classes that are confused most"
+        shown = _confused(matrix)
+        matrix, share = (every[np.ix_(shown, shown)] for every in (matrix, share))
+        names = [names[k] for k in shown]
     classes = len(matrix)
-    sizes = (12, 44), (20, 36), (NUMBERED, 30), (NAMED, 9), (classes, 9 * NAMED / classes)
+    sizes = (12, 44), (20, 36), (NUMBERED, 30), (WHOLE, 9)
     cell = next(size for limit, size in sizes if classes <= limit)
-    labels = labels_of(names, 16) if classes <= NAMED else [""] * classes
+    labels = labels_of(names, 16)
     longest = max(map(len, labels))
     margin, turned = 30 + 7.4 * longest, longest > 3
     top = margin if turned else 44
     figure = new_figure(margin + cell * classes + 6, top + cell * classes + 6)
     axes = add_axes(figure, margin, top, cell * classes, cell * classes)
-    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     wrong = np.where(np.eye(classes, dtype=bool), 0, share)
     axes.imshow(np.ma.masked_equal(wrong, 0), cmap=ERRORS, vmin=0,
                 vmax=max(float(wrong.max()), 1e-9), aspect="auto", zorder=1)  # fmt: skip
@@ -64,11 +73,21 @@ def confusion(matrix: Array, names: Sequence[str]) -> Figure:
     width, height = figure.get_size_inches() * 96
     style: dict[str, Any] = {"fontsize": pt(11), "color": MUTED, "family": FONT}
     across, down = (margin + width) / 2 / width, 1 - (top + height) / 2 / height
-    figure.text(across, 1 - 4 / height, "predicted as", va="top", ha="center", **style)
+    figure.text(across, 1 - 4 / height, told, va="top", ha="center", **style)
     figure.text(5 / width, down, "truth", va="center", ha="left", rotation=90, **style)
     if classes <= NUMBERED:
         _numbers(axes, matrix, wrong, cell)
     return figure
+
+
+def _confused(matrix: Array) -> Array:
+    """`NUMBERED` classes, in their order: of the most frequent error both, of the next, and on."""
+    errors = matrix * ~np.eye(len(matrix), dtype=bool)
+    # so many cells lie in as many rows and columns at least
+    worst = np.argsort(-errors, axis=None, kind="stable")[: NUMBERED**2]
+    pairs = np.stack(np.unravel_index(worst, errors.shape), axis=1)
+    classes, first = np.unique(pairs, return_index=True)
+    return np.sort(classes[np.argsort(first)][:NUMBERED])
 
 
 def _numbers(axes: Axes, matrix: Array, wrong: Array, cell: float) -> None:
