@@ -270,9 +270,9 @@ labels spread, and in draw 100 at 5 labels the likelihood of the test images was
 best, of draws 101 and 102 1.3 and 1.4: that led to the rule above, which development draws alone
 then chose. Draws 103 and 104 had not been looked at before; there 1.66 and 1.69 would have suited
 best, as in draw 100. Commit c362b9a has the rule. Since then it also takes less from small pools,
-and leaves out what no label reaches: no image of MNIST in two development draws that were counted. How often two halves of the labels
-spread to the same classes was tried first, on development draws 0 to 13, and tells nothing: halves
-are wrong together.
+and leaves out what no label reaches: no image of MNIST in two development draws that were counted.
+How often two halves of the labels spread to the same classes was tried first, on development draws
+0 to 13, and tells nothing: halves are wrong together.
 
 *T* is the temperature that logits are divided by, *undecided* a share of the pool, which rows of
 earlier commits do not tell.
