@@ -1397,10 +1397,10 @@ def test_images_that_no_label_reaches_teach_nothing(source: Path, tmp_path: Path
     assert left_out >= run.summary["unlabelled_images"] - 10
     assert f"left out: {left_out:,} of them, which are like none that has a label" in said
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert f"{left_out} are like none with a label" in page
+    assert f"Like none with a label</dt><dd>{left_out}, left out</dd>" in page
     undecided = run.summary["unlabelled_images"]
     assert f"undecided: {undecided:,} of them, which lie between two classes" in said
-    assert f"{undecided} lie between two classes" in page
+    assert f"Between two classes</dt><dd>{undecided}</dd>" in page
     familiar = Predictor.load(run.path, "cpu").familiar
     assert familiar is not None  # nor are new images like those, and like the others they are
     images = run.summary["labelled_images"] + run.summary["unlabelled_images"]
