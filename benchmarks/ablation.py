@@ -318,7 +318,7 @@ The base is `fast` with {base}.
 {tables}
 
 Repeat: `python -m benchmarks.ablation run DIR --per-class 50 --draws 0-19`, which also runs what is
-missing here, and the same with `--per-class 10 --draws 0-1`, DIR with the four idx files.
+missing here, and the same with `--per-class 10 --draws 0-5`, DIR with the four idx files.
 """
 _HEAD = """| variant | what it is | draws | accuracy | single view | gain | over the same without |
 |---|---|---|---|---|---|---|"""
