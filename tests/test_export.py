@@ -151,6 +151,7 @@ def test_it_is_one_file_with_all_that_belongs_to_it(
     assert {"handful", "torch", "onnx", "onnxruntime"} <= set(about["versions"])
     assert Preparation.from_dict(about["preparation"]) == model.preparation
     assert "median colour" in about["preparation"]["meaning"]
+    assert "white: in pictures of 16 bits" in about["preparation"]["meaning"]
 
 
 def test_it_says_nothing_of_where_it_was_made(

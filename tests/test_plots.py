@@ -97,9 +97,8 @@ def test_confusion_of_any_number_of_classes(classes: int) -> None:
     matrix = rng.integers(0, 3, (classes, classes))
     names = [f"class number {k}" for k in range(classes)]
     figure = plots.confusion(matrix, names)
-    numbers = {30: np.count_nonzero(matrix), 90: 0}
-    if classes in numbers:
-        assert len(figure.axes[0].texts) == numbers[classes]
+    if classes <= 100:  # of more, some are shown
+        assert len(figure.axes[0].texts) == (np.count_nonzero(matrix) if classes <= 40 else 0)
     assert opened(figure).width < 3000
 
 
@@ -110,6 +109,7 @@ def test_of_many_classes_those_that_are_confused_most_are_shown() -> None:
     figure = plots.confusion(matrix, [f"class {k}" for k in range(500)])
     rows = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
     assert rows == [f"class {k}" for k in range(200) if k % 10 < 2]
+    assert len(figure.axes[0].texts) == 40 + 20  # what is right, and what is not
     shown = np.ma.asarray(figure.axes[0].images[0].get_array())
     assert shown[0, 1] == pytest.approx(3 / 11)  # of all images of the class
     told = [text.get_text() for text in figure.texts]

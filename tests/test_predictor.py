@@ -64,6 +64,17 @@ def pixels(n: int, channels: int = 1, size: int = 28, seed: int = 0) -> torch.Te
     return images
 
 
+def test_a_model_knows_what_was_white(tmp_path: Path) -> None:
+    model = made()
+    model.preparation = Preparation("letterbox", 28, 1, white=4095)
+    model.save(tmp_path / "model")
+    eight = pixels(1)[0, 0].numpy()
+    twelve = tmp_path / "12.png"
+    Image.fromarray(np.rint(eight / 255.0 * 4095).astype(np.uint16)).save(twelve)
+    loaded = Predictor.load(tmp_path / "model", "cpu")
+    assert torch.equal(loaded.logits([twelve]), loaded.logits([Image.fromarray(eight)]))
+
+
 @pytest.mark.parametrize(
     "network",
     [NETWORK, NETWORK.model_copy(update={"columns": ("harmonic", "upright")})],

@@ -382,7 +382,8 @@ def _validation_of(config: RunConfig, parts: Partition) -> str:
 def _calibrated_by(trained: Trained) -> str | None:
     """What the temperature of the probabilities was fitted to, for people."""
     if trained.evidence is None:
-        return stages.OTHER_RUNS if trained.temperature != 1 else None
+        unheld = trained.temperature == stages.UNDECIDED.temperature
+        return stages.OTHER_RUNS if unheld else None
     images = f"{len(trained.evidence.right):,} labelled images"
     if trained.validation:
         return f"{images} held out for validation"

@@ -11,6 +11,7 @@ from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
+from PIL import Image
 
 from handful.config import DataConfig
 from handful.decoding import OnRow, decode, in_parallel
@@ -234,7 +235,7 @@ def preparation_for(paths: Sequence[Path], config: DataConfig) -> Preparation:
     else the median of the longer sides, between 28 and 128 and a multiple of 4. White of pictures
     of 16 bits is the lowest usual level that all of them keep to.
     """
-    sample = [facts for i in spread(len(paths)) if (facts := _facts(paths[i]))]
+    sample = [_facts(image) for i in spread(len(paths)) if (image := _opened(paths[i]))]
     grey = bool(sample) and all(facts.grey for facts in sample)
     mnist = bool(sample) and all(facts.mnist for facts in sample)
     kind: Kind = "crop" if config.prepare == "crop" else "letterbox"
@@ -244,7 +245,7 @@ def preparation_for(paths: Sequence[Path], config: DataConfig) -> Preparation:
     usual = 28 if kind == "digits" else 4 * round(min(max(side, 28), 128) / 4)
     white = _highest(facts.white for facts in sample)
     if white not in (None, LEVELS[-1]) and len(paths) > SAMPLED:
-        white = _highest(facts.white for facts in in_parallel(_facts, paths) if facts)
+        white = _highest(in_parallel(_white, paths))
     return Preparation(kind, config.size or usual, 1 if grey or kind == "digits" else 3, white)
 
 
@@ -252,11 +253,19 @@ def _highest(whites: Iterable[int | None]) -> int | None:
     return max((white for white in whites if white is not None), default=None)
 
 
-def _facts(path: Path) -> _Facts | None:
+def _opened(path: Path) -> Image.Image | None:
     try:
-        image = open_image(path)
+        return open_image(path)
     except ValueError:
         return None  # reported, with its reason, when every file is read
+
+
+def _white(path: Path) -> int | None:
+    image = _opened(path)
+    return white_of(image) if image else None
+
+
+def _facts(image: Image.Image) -> _Facts:
     white = white_of(image)
     flat = flatten(image, white)
     grey = is_grey(flat)
