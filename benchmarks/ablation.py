@@ -52,16 +52,13 @@ def _steps(images: int, batch: float = BATCH) -> int:
     return round(images / batch)
 
 
-def _two_stages(loss: str, share: float, batch: float = BATCH) -> tuple[str, ...]:
-    """A pretext task that takes `share` of the images; the classifier gets the others.
-
-    batch: images in a step of the classifier.
-    """
+def _two_stages(loss: str, share: float) -> tuple[str, ...]:
+    """A pretext task that takes `share` of the images; the classifier gets the others."""
     pretext = round(IMAGES * share)
     return (
         f"pretext.loss={loss}",
         f"pretext.steps={_steps(pretext, 2 * BATCH)}",
-        f"downstream.steps={_steps(IMAGES - pretext, batch)}",
+        f"downstream.steps={_steps(IMAGES - pretext)}",
     )
 
 
@@ -82,14 +79,20 @@ BASE = (
 """Cross-entropy alone, from scratch, for a fixed length, laid over the recipe `fast`."""
 SMALL_BATCH = 62.5
 """Of 500 images as many in each of eight nearly equal batches."""
+DECAY = "downstream.weight_decay=0.5"
+CURRICULUM = "downstream.curriculum=1.0"
 SMALL = (
     f"downstream.steps={_steps(IMAGES, SMALL_BATCH)}",
     f"downstream.batch_size={math.ceil(SMALL_BATCH)}",
     "downstream.ema=0.985",  # over as many images
 )
-DECAY = "downstream.weight_decay=0.5"
-WIDER = (*SMALL[1:], "downstream.curriculum=1.0", DECAY, "network.width=24")
-"""Without its length, which a pretext task shortens."""
+SMALL_AND_DECAY = (*SMALL, CURRICULUM, DECAY)
+
+
+def _column(name: str) -> tuple[str, ...]:
+    return (*SMALL_AND_DECAY, f'network.columns=["{name}"]')
+
+
 VARIANTS: dict[str, Variant] = {
     "base": Variant("cross-entropy alone, mild views, the weights' average, 8 test views"),
     "sup_con first": Variant(
@@ -103,22 +106,25 @@ VARIANTS: dict[str, Variant] = {
         without="base",
     ),
     "joint 0.3": Variant("SupCon beside cross-entropy, weight 0.3", _joint(0.3), without="base"),
-    "curriculum": Variant(
-        "views weaken from rich to mild over the whole length", ("downstream.curriculum=1.0",)
-    ),
+    "curriculum": Variant("views weaken from rich to mild over the whole length", (CURRICULUM,)),
     "joint, curriculum": Variant(
         "SupCon beside cross-entropy, and views that weaken",
-        (*_joint(0.3), "downstream.curriculum=1.0"),
+        (*_joint(0.3), CURRICULUM),
         without="curriculum",
     ),
     "sup_con first, curriculum": Variant(
         "a third of the images for SupCon on rich views, then views that weaken from them",
-        (*_two_stages("sup_con", 1 / 3), "downstream.curriculum=1.0"),
+        (*_two_stages("sup_con", 1 / 3), CURRICULUM),
         without="curriculum",
     ),
     "nt_xent first, curriculum": Variant(
         "a third of the images for NT-Xent on rich views, then views that weaken from them",
-        (*_two_stages("nt_xent", 1 / 3), "downstream.curriculum=1.0"),
+        (*_two_stages("nt_xent", 1 / 3), CURRICULUM),
+        without="curriculum",
+    ),
+    "nt_xent first, unlabelled, curriculum": Variant(
+        "that NT-Xent on all 50,000 images, with label or without",
+        ("data.unlabelled=true", *_two_stages("nt_xent", 1 / 3), CURRICULUM),
         without="curriculum",
     ),
     "rich views": Variant(
@@ -127,44 +133,36 @@ VARIANTS: dict[str, Variant] = {
     ),
     "small batches": Variant(
         "views that weaken, half as many images a step and twice as many steps",
-        (*SMALL, "downstream.curriculum=1.0"),
+        (*SMALL, CURRICULUM),
         without="curriculum",
     ),
     "decay": Variant(
         "views that weaken, ten times the weight decay",
-        ("downstream.curriculum=1.0", DECAY),
+        (CURRICULUM, DECAY),
         without="curriculum",
     ),
     "small batches, decay": Variant(
         "views that weaken, and both of these",
-        (*SMALL, "downstream.curriculum=1.0", DECAY),
+        SMALL_AND_DECAY,
         without="curriculum",
     ),
-    "wider": Variant("the same with width 24", (SMALL[0], *WIDER)),
-    "wider, nt_xent first": Variant(
-        "of that a third of the images for NT-Xent on rich views first",
-        (*_two_stages("nt_xent", 1 / 3, SMALL_BATCH), *WIDER),
-        without="wider",
+    "small batches, decay, wider": Variant(
+        "and width 24 instead of 16",
+        (*SMALL_AND_DECAY, "network.width=24"),
+        without="small batches, decay",
     ),
-    "wider, nt_xent first, unlabelled": Variant(
-        "that on all 50,000 images, with label or without",
-        ("data.unlabelled=true", *_two_stages("nt_xent", 1 / 3, SMALL_BATCH), *WIDER),
-        without="wider",
+    "small batches, decay, upright": Variant(
+        "and images centred, their slant taken out",
+        _column("upright"),
+        without="small batches, decay",
     ),
-    "wider, upright": Variant(
-        "of images that are centred and whose slant is taken out",
-        (SMALL[0], *WIDER, 'network.columns=["upright"]'),
-        without="wider",
+    "small batches, decay, harmonic": Variant(
+        "and first filters that are mixed of cosines",
+        _column("harmonic"),
+        without="small batches, decay",
     ),
-    "wider, harmonic": Variant(
-        "with first filters that are mixed of cosines",
-        (SMALL[0], *WIDER, 'network.columns=["harmonic"]'),
-        without="wider",
-    ),
-    "wider, upright harmonic": Variant(
-        "with both",
-        (SMALL[0], *WIDER, 'network.columns=["upright_harmonic"]'),
-        without="wider",
+    "small batches, decay, upright harmonic": Variant(
+        "and these two", _column("upright_harmonic"), without="small batches, decay"
     ),
     "no average": Variant("the weights themselves", ("downstream.ema=0.0",)),
     "16 test views": Variant("instead of 8", ("test_views=16",)),

@@ -452,7 +452,11 @@ def test_what_a_contrast_or_a_column_is_compared_with_lacks_nothing_else() -> No
     column = {"network.columns"}
     of_contrast = {"pretext.loss", "pretext.steps", "downstream.contrast", "data.unlabelled"}
     of_its_images = {"downstream.steps", "downstream.batch_size"}
-    by_name = {"small batches": "downstream.ema", "decay": "downstream.weight_decay"}
+    by_name = {
+        "small batches": "downstream.ema",
+        "decay": "downstream.weight_decay",
+        "wider": "network.width",
+    }
 
     def others(variant: ablation.Variant, name: str) -> list[str]:
         its_own = {key for words, key in by_name.items() if words in name}
