@@ -2,13 +2,15 @@
 
 python -m benchmarks.pool chain DIR --per-class 1,10,50 --draws 100-102 [--tuned]
 python -m benchmarks.pool foreign DIR --draws 100                      (or --dev --draws 0)
+python -m benchmarks.pool asked DIR --per-class 1,5 --draws 100-102 [--tuned]
 python -m benchmarks.pool table
 
 DIR holds MNIST's official files. `chain` takes the pretext task of the recipe `pool` from the cache
 (or does it) and measures what comes after it: a linear probe and nearest neighbours in h, labels
 that spread, fine-tuning on the labels alone. The whole recipe is in benchmarks/accuracy.jsonl.
-`foreign` holds the labels of two digits back and lets their images stay in the pool. Both append a
-row a draw to benchmarks/pool.jsonl, `table` writes docs/pool.md.
+`foreign` holds the labels of two digits back and lets their images stay in the pool. `asked` gives
+labels to images that `handful suggest` names after a run, or to others at random. All append a row
+a draw to benchmarks/pool.jsonl, `table` writes docs/pool.md.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
@@ -30,11 +33,13 @@ from handful import bench, datasets, devices, metrics, networks, propagation, st
 from handful.bench import Row, read
 from handful.config import RunConfig
 from handful.datasets import Dataset
-from handful.images import UNLABELLED
+from handful.images import UNLABELLED, ImageSet, concatenate
 from handful.pretext import place_of_pretext, pretext_task
+from handful.propagation import Guess
 from handful.recipes import RECIPES
 from handful.session import Member, Session, members_of, plan
 from handful.stages import Trained
+from handful.suggest import typical
 from handful.wording import numbers
 
 HERE = Path(__file__).parents[1]
@@ -47,6 +52,8 @@ TUNED = {"steps": 400, "pseudo_labels": False}
 """Fine-tuning on the labels alone, from the same encoder."""
 FOREIGN, PER_CLASS = 2, 10
 """Classes, the last ones, whose labels are held back; labels of each other class."""
+ASKED = 1, 5
+"""Labels more that are asked for."""
 
 
 def begun(options: argparse.Namespace, per_class: int, draw: int, classes: int = 10) -> Member:
@@ -169,9 +176,69 @@ def foreign(options: argparse.Namespace, per_class: int, draw: int) -> Row:
     }
 
 
+def asked(options: argparse.Namespace, per_class: int, draw: int) -> Row:
+    """What a few labels more are worth, if they are asked for."""
+    member = begun(options, per_class, draw)
+    session, images = member.session, member.session.parts.pretext
+    truth = session.dataset.train.labels[images.sources]
+    h, _ = _represented(member)
+
+    def spread(more: Tensor) -> Guess:
+        labels = images.labels.scatter(0, more, truth[more])
+        return propagation.guess(h, labels, len(images.class_names))
+
+    unlabelled = images.labels == UNLABELLED
+
+    def right(found: Guess) -> float:
+        return float((found.classes == truth)[unlabelled].double().mean())
+
+    before = spread(torch.tensor([], dtype=torch.int64))
+    known = stages.between(images, h, before)
+    places = np.flatnonzero(np.isin(images.fingerprints, known["undecided_fingerprints"]))
+    others = unlabelled.nonzero().squeeze(1)
+    chance = torch.Generator().manual_seed(draw)
+    row: Row = {
+        "what": "asked",
+        "undecided": float(before.undecided[unlabelled].double().mean()),
+        "before": right(before),
+        "suggested": {},
+        "random": {},
+    }
+    for count in ASKED:
+        named = typical(known["undecided_h"], np.ones(len(places)), count)
+        row["suggested"][str(count)] = right(spread(torch.from_numpy(places[named])))
+        by_chance = others[torch.randperm(len(others), generator=chance)[:count]]
+        row["random"][str(count)] = right(spread(by_chance))
+    if options.tuned:
+        first = places[typical(known["undecided_h"], np.ones(len(places)), 1)]
+        row |= _with_one_more(member, images.select(torch.from_numpy(first)))
+    return row
+
+
+def _with_one_more(member: Member, image: ImageSet) -> Row:
+    """The whole recipe but for its folds, without and with a label for this image of the pool."""
+    config, parts = member.session.config.updated({"downstream.folds": 0}), member.session.parts
+    truth = member.session.dataset.train.labels[image.sources]
+    more = parts._replace(
+        final=concatenate([parts.final, replace(image, labels=truth)]),
+        pool=parts.pool.select(~torch.isin(parts.pool.sources, image.sources)),
+    )
+    found = []
+    for some in (parts, more):
+        session = replace(member.session, config=config, parts=some)
+        trained = stages.train_classifier([member._replace(session=session)])
+        found.append(scored(session, trained))
+    (without_it, other), (with_it, right) = found
+    return {
+        "pool": without_it,
+        "pool_with_one_more": with_it,
+        "to_pool": metrics.paired_difference(right, other),
+    }
+
+
 def run(options: argparse.Namespace) -> None:
     commit = commit_for(options.draws, options.dev)
-    measure = {"chain": chain, "foreign": foreign}[options.command]
+    measure = {"chain": chain, "foreign": foreign, "asked": asked}[options.command]
     propagation._graph = cache(propagation._graph)  # of the same h for every draw
     for draw in options.draws:
         for per_class in options.per_class:
@@ -312,7 +379,7 @@ Repeat: `python -m benchmarks.accuracy run pool DIR --per-class 10 --draws 100-1
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("chain", "foreign"):
+    for name in ("chain", "foreign", "asked"):
         measured = commands.add_parser(name)
         measured.add_argument("source")
         measured.add_argument("--draws", type=whole, required=True)
@@ -320,7 +387,7 @@ def main() -> None:
             "--per-class", type=lambda text: numbers("--per-class", text), default=[PER_CLASS]
         )
         measured.add_argument("--dev", action="store_true")
-        measured.add_argument("--tuned", action="store_true", help="fine-tune as well")
+        measured.add_argument("--tuned", action="store_true", help="train the classifier as well")
         measured.set_defaults(do=run)
     commands.add_parser("table").set_defaults(do=table)
     options = parser.parse_args()

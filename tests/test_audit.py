@@ -371,7 +371,9 @@ def test_a_run_warns_where_a_test_image_trains(bundled: Dataset, tmp_path: Path)
         run = experiment.run(config, tmp_path / out, say=said.append)
         assert run.summary["test_images_that_train"] == leaked
         page = run.report.read_text(encoding="utf-8")
-        assert ("this accuracy is too good" in page) == ("too good" in screen.run(run.summary, "x"))
+        assert ("this accuracy is too good" in page) == (
+            "too good" in screen.run(run.summary, "r", "x")
+        )
         assert ("this accuracy is too good" in page) == (leaked > 0)
         return [line for line in said if line.startswith("note: ")]
 

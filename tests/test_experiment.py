@@ -1400,7 +1400,12 @@ def test_images_that_no_label_reaches_teach_nothing(source: Path, tmp_path: Path
     assert f"Like none with a label</dt><dd>{left_out}, left out</dd>" in page
     undecided = run.summary["unlabelled_images"]
     assert f"undecided: {undecided:,} of them, which lie between two classes" in said
-    assert f"Between two classes</dt><dd>{undecided}</dd>" in page
+    assert f"Between two classes</dt><dd>{undecided}; <code>handful suggest</code> names" in page
+    remembered = runs.RunFolder(run.path).arrays()
+    assert len(remembered["undecided_fingerprints"]) == undecided
+    np.testing.assert_allclose(np.linalg.norm(remembered["undecided_h"], axis=1), 1, atol=0.01)
+    np.testing.assert_allclose(remembered["undecided_shares"].sum(1), 1, atol=1e-5)
+    assert remembered["undecided_shares"].shape == (undecided, 10)
     familiar = Predictor.load(run.path, "cpu").familiar
     assert familiar is not None  # nor are new images like those, and like the others they are
     images = run.summary["labelled_images"] + run.summary["unlabelled_images"]

@@ -104,7 +104,7 @@ SUMMARY = {
 
 
 def test_the_end_of_a_run_with_a_control() -> None:
-    text = screen.run(SUMMARY, "runs/demo/report.html")
+    text = screen.run(SUMMARY, "runs/demo", "runs/demo/report.html")
     assert "98.50 %  (95 % interval 98.20–98.70 %, 10,000 images)  official test set" in text
     assert "98.00 %  (95 % interval 97.70–98.30 %, 10,000 images)" in text
     assert "-0.50 points  (95 % interval -0.80 to +0.10)" in text
@@ -121,13 +121,22 @@ def test_the_end_of_a_run_without_a_test_split_shows_what_there_is() -> None:
         "validation_of": "the model itself",
     }
     nothing = {"test_accuracy": None, "control_test_accuracy": None}
-    lines = screen.run(SUMMARY | nothing | validation, "r.html").splitlines()
+    lines = screen.run(SUMMARY | nothing | validation, "r", "r.html").splitlines()
     assert [line.split()[0] for line in lines] == ["validation", "time", "report"]
     assert "90.0 %  (95 % interval 80.0–95.0 %, 60 images)  the model itself" in lines[0]
 
 
+def test_the_end_of_a_run_says_what_to_label_where_labels_left_a_doubt() -> None:
+    found = SUMMARY | {"undecided_images": 7, "source": "my photos", "pool": None}
+    assert "to label next" not in screen.run(found | {"undecided_images": 0}, "r", "r.html")
+    last = screen.run(found, "runs/x", "r.html").splitlines()[-1]
+    assert last.endswith("  handful suggest runs/x 'my photos' -n 5")
+    last = screen.run(found | {"pool": "more/"}, "runs/x", "r.html").splitlines()[-1]
+    assert last.endswith("  handful suggest runs/x more/ -n 5")
+
+
 def test_a_development_run_claims_no_test() -> None:
-    text = screen.run(SUMMARY | {"dev": True, "test_of": "training images"}, "r.html")
+    text = screen.run(SUMMARY | {"dev": True, "test_of": "training images"}, "r", "r.html")
     assert text.startswith("accuracy on development images  98.50 %")
     assert "test accuracy" not in text
 

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from handful import SimCLREncoder, cli, experiment
+from handful import SimCLREncoder, cli, datasets, experiment
 from handful.datasets import Dataset
 from handful.predictor import Predictor
+from handful.runs import RunFolder
 from handful.suggest import doubt, suggest, typical, worth_a_label
 
 TINY = {
@@ -109,6 +111,61 @@ def test_the_most_doubtful_come_first_with_what_they_could_be(run: Path, place: 
     left = [one.ranking[0][1] - one.ranking[1][1] for one in found]
     assert left == sorted(left)
     assert suggest(run, str(place / "pool"), 8) == found
+
+
+@pytest.fixture
+def undecided(run: Path, place: Path, tmp_path: Path) -> tuple[Path, list[str]]:
+    """The same run, whose labels left nine images of the pool between its first two classes: six
+    alike, three alike; and their names in that order.
+    """
+    copied = RunFolder(shutil.copytree(run, tmp_path / "run"))
+    model = Predictor.load(run, "cpu")
+    pool = datasets.load_pool(str(place / "pool"), model.preparation, model.class_names)
+    some = np.random.default_rng(3).permutation(len(pool.images))[:9]
+    h = np.repeat(np.eye(4)[:2], [6, 3], 0) + np.linspace(0, 0.1, 9)[:, None]
+    shares = np.zeros((9, len(model.class_names)))
+    shares[:, 0], shares[:, 1] = 0.6, 0.4
+    copied.write_arrays(
+        copied.arrays()
+        | {
+            "undecided_fingerprints": pool.images.select(torch.from_numpy(some)).fingerprints,
+            "undecided_h": h.astype(np.float16),
+            "undecided_shares": shares.astype(np.float32),
+        }
+    )
+    return copied.path, [pool.images.paths[i] for i in some]
+
+
+def test_what_labels_left_between_two_classes_comes_first(
+    undecided: tuple[Path, list[str]], run: Path, place: Path
+) -> None:
+    path, names = undecided
+    said: list[str] = []
+    found = suggest(path, str(place / "pool"), 2, say=said.append)
+    assert found[0].image in names[:6]  # the larger group
+    assert found[1].image in names[6:]
+    assert said[-1] == "the labels left 9 of them between two classes: these come first"
+    for _, ranking in found:
+        assert [name for name, _ in ranking[:2]] == list(Predictor.load(run, "cpu").class_names[:2])
+        assert [share for _, share in ranking[:2]] == pytest.approx([0.6, 0.4], abs=1e-3)
+    found = suggest(path, str(place / "pool"), 12)
+    assert {one.image for one in found[:9]} == set(names)
+    by_doubt = [one for one in suggest(run, str(place / "pool"), 60) if one.image not in names]
+    assert {one.image for one in found[9:]} <= {one.image for one in by_doubt}
+    assert len({one.image for one in suggest(path, str(place), 1000)}) == 60
+
+
+def test_what_has_a_label_by_now_is_undecided_no_more(
+    undecided: tuple[Path, list[str]], place: Path, tmp_path: Path
+) -> None:
+    path, names = undecided
+    for one in (place / "pool").rglob("*.png"):
+        if str(one) not in names[:6]:
+            (tmp_path / one.name).write_bytes(one.read_bytes())
+    said: list[str] = []
+    found = suggest(path, str(tmp_path), 3, say=said.append)
+    assert {Path(one.image).name for one in found} == {Path(name).name for name in names[6:]}
+    assert said[-1] == "the labels left 3 of them between two classes: these come first"
 
 
 def test_labels_in_the_pool_are_not_looked_at(run: Path, place: Path, tmp_path: Path) -> None:

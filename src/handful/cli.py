@@ -228,7 +228,7 @@ def train(
             began=began,
             track=track,
         )
-    typer.echo(screen.run(run.summary, str(run.report)))
+    typer.echo(screen.run(run.summary, str(run.path), str(run.report)))
 
 
 @app.command()

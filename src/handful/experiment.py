@@ -206,6 +206,8 @@ def _carry_out(session: Session, members: Sequence[Member]) -> tuple[dict[str, A
     arrays = {"labelled_fingerprints": _labelled(session)}
     if parts.test is not None:
         arrays["tested_fingerprints"] = np.unique(parts.test.fingerprints)
+    if trained.between is not None:
+        arrays |= trained.between
     if seen:
         arrays |= _pictures(session, first.encoder, first.head)
     if parts.test is not None:
@@ -336,6 +338,7 @@ def _described(members: Sequence[Member], trained: Trained, seen: int) -> dict[s
         "preset": config.preset,
         "presets_tried": session.tried,
         "source": config.data.source,
+        "pool": config.data.pool,
         "content": session.dataset.content,
         "per_class": config.data.per_class,
         "draw": config.data.draw if config.data.per_class else None,

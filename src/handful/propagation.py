@@ -28,13 +28,15 @@ ROWS = 1024
 
 
 class Guess(NamedTuple):
-    """What labels spread to: classes int64 (N,), the given ones kept, and bool (N,) each, which
-    images are like the labelled ones, and which lie between two classes.
+    """What labels spread to: classes int64 (N,), the given ones kept; bool (N,) each, which images
+    are like the labelled ones, and which lie between two classes; float64 (N, Y), how much of each
+    class reaches each image.
     """
 
     classes: Tensor
     familiar: Tensor
     undecided: Tensor
+    reached: Tensor
 
 
 def guess(h: Tensor, labels: Tensor, classes: int) -> Guess:
@@ -57,7 +59,7 @@ def guess(h: Tensor, labels: Tensor, classes: int) -> Guess:
             familiar |= own & (total >= FAMILIAR * usual)
     first, second = reached.topk(2, dim=1).values.T
     undecided = ~known & (first > 0) & (second >= CONTESTED * first)
-    return Guess(torch.where(known, labels, guessed), familiar, undecided)
+    return Guess(torch.where(known, labels, guessed), familiar, undecided, reached)
 
 
 def spread(h: Tensor, labels: Tensor, classes: int) -> Tensor:

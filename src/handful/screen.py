@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from shlex import quote
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -198,8 +199,8 @@ def accuracy(share: float, interval: Sequence[float], images: int) -> str:
     return f"{percent(share, images)}  ({sure})"
 
 
-def run(summary: Mapping[str, Any], report: str) -> str:
-    """The end of `train`: what came out, how sure that is, what it cost."""
+def run(summary: Mapping[str, Any], path: str, report: str) -> str:
+    """The end of `train`: what came out, how sure that is, what it cost, and what would help."""
     rows: list[tuple[str, str]] = []
     tested = "accuracy on development images" if summary["dev"] else "test accuracy"
     for split, name in (("test", tested), ("validation", "validation accuracy")):
@@ -219,7 +220,11 @@ def run(summary: Mapping[str, Any], report: str) -> str:
     time = duration(summary["seconds"])
     if summary.get("pretext_taken"):
         time += f", and {duration(summary['pretext_taken'])} of an earlier run for the pretext task"
-    return table([*rows, ("time", time), ("report", report)])
+    rows += [("time", time), ("report", report)]
+    if summary.get("undecided_images"):
+        pool = summary["pool"] or summary["source"]
+        rows.append(("to label next", f"handful suggest {quote(path)} {quote(pool)} -n 5"))
+    return table(rows)
 
 
 def cell(name: object, row: Mapping[str, Any]) -> str:

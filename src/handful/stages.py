@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handful import (
@@ -26,6 +27,7 @@ from handful.metrics import Prior
 from handful.networks import AnyEncoder, Encoder, ProjectionHead, classifier_head
 from handful.partition import with_pool
 from handful.predictor import Predictor
+from handful.propagation import Guess
 from handful.session import Member, Row, Session
 from handful.splits import batches_per_epoch, folds
 
@@ -51,6 +53,8 @@ class Trained(NamedTuple):
     those that the first left out."""
     undecided: int = 0
     """Unlabelled images that lie between two classes; of several members as above."""
+    between: Arrays | None = None
+    """What `suggest` reads of these."""
 
 
 def train_classifier(members: Sequence[Member]) -> Trained:
@@ -94,7 +98,9 @@ def _with_its_length(member: Member) -> Trained:
     if parts.validation is None:
         lessons = _lessons(member, parts.final)
         trained = fitted(lessons.images, config, "downstream")
-        trained = trained._replace(unfamiliar=lessons.unfamiliar, undecided=lessons.undecided)
+        trained = trained._replace(
+            unfamiliar=lessons.unfamiliar, undecided=lessons.undecided, between=lessons.between
+        )
         return _calibrated(member, fitted, trained)
     name = "selection" if config.refit else "downstream"
     chosen = fitted(parts.fit, config, name, validation=parts.validation)
@@ -110,13 +116,14 @@ def _with_its_length(member: Member) -> Trained:
 
 
 class Lessons(NamedTuple):
-    """Images that a classifier learns from; how many of the pool are not among them, and how many
-    of it lie between two classes.
+    """Images that a classifier learns from; how many of the pool are not among them, how many of
+    it lie between two classes, and what `suggest` reads of these.
     """
 
     images: ImageSet
     unfamiliar: int = 0
     undecided: int = 0
+    between: Arrays | None = None
 
 
 def _lessons(member: Member, labelled: ImageSet, apart: Tensor | None = None) -> Lessons:
@@ -144,7 +151,30 @@ def _lessons(member: Member, labelled: ImageSet, apart: Tensor | None = None) ->
         session.say(f"left out: {unfamiliar:,} of them, which are like none that has a label")
     if undecided:
         session.say(f"undecided: {undecided:,} of them, which lie between two classes")
-    return Lessons(learned, unfamiliar, undecided)
+    return Lessons(learned, unfamiliar, undecided, between(images, h, found))
+
+
+MOST_BETWEEN = 5000
+"""Undecided images that a run folder remembers."""
+
+
+def between(images: ImageSet, h: Tensor, found: Guess) -> Arrays:
+    """What `suggest` reads of undecided images, or of `MOST_BETWEEN` of them.
+
+    Strangers are among them: to leave out what is like no label would also leave out much of what
+    is worth one (docs/pool.md).
+    Fingerprints uint64 (U,), directions of h float16 (U, D), and of all that reaches an image the
+    shares of the classes, float32 (U, Y).
+    """
+    rows = found.undecided.nonzero().squeeze(1)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    rows = rows[order[:MOST_BETWEEN].sort().values]
+    directions = F.normalize(h[rows.to(h.device)].float(), dim=1)
+    return {
+        "undecided_fingerprints": images.select(rows).fingerprints,
+        "undecided_h": directions.cpu().half().numpy(),
+        "undecided_shares": F.normalize(found.reached[rows], p=1.0, dim=1).float().numpy(),
+    }
 
 
 def _spreads(session: Session) -> bool:

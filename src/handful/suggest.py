@@ -1,4 +1,8 @@
-"""Which images to label next: those that leave a doubt, and of these ones that differ."""
+"""Which images to label next: those that leave a doubt, and of these ones that differ.
+
+Where labels spread, the classifier is as sure of what they got wrong as of all else, and its doubt
+does not tell. What tells is which images they left between two classes: those come first.
+"""
 
 from __future__ import annotations
 
@@ -84,12 +88,35 @@ def suggest(
     if len(model.class_names) < 2:  # of an encoder alone, which doubts nothing
         chosen = typical(model.embed(images), np.ones(len(images)), count, seed)
         return [Suggestion(name(i), ()) for i in chosen.tolist()]
-    probabilities = model.predict_proba(images)
-    chosen = worth_a_label(model.embed(images), probabilities, count, seed)
-    rankings = model.rankings(probabilities[chosen])
+    chosen, shares = _between(run, images, count, seed, say)
+    rankings = model.rankings(shares)
+    if len(chosen) < count:
+        left = np.setdiff1d(np.arange(len(images)), chosen)
+        h, probabilities = model.embed(images)[left], model.predict_proba(images)[left]
+        more = worth_a_label(h, probabilities, count - len(chosen), seed)
+        rankings += model.rankings(probabilities[more])
+        chosen = np.concatenate([chosen, left[more]])
     return [
         Suggestion(name(i), ranking) for i, ranking in zip(chosen.tolist(), rankings, strict=True)
     ]
+
+
+def _between(
+    run: Path | None, images: ImageSet, count: int, seed: int, say: Callable[[str], None]
+) -> tuple[NDArray[np.int64], Array]:
+    """Positions of images that the labels of a run left between two classes, at most `count` of
+    them (K,), and what they could be, float (K, Y).
+    """
+    arrays = {} if run is None else RunFolder(run).arrays()
+    if "undecided_fingerprints" not in arrays:
+        return np.array([], np.int64), np.zeros((0, 0))
+    _, places, rows = np.intersect1d(
+        images.fingerprints, arrays["undecided_fingerprints"], return_indices=True
+    )
+    if len(rows):
+        say(f"the labels left {len(rows):,} of them between two classes: these come first")
+    chosen = typical(arrays["undecided_h"][rows], np.ones(len(rows)), count, seed)
+    return places[chosen], arrays["undecided_shares"][rows[chosen]]
 
 
 def _first(
