@@ -43,6 +43,7 @@ from handful.images import ImageSet, concatenate
 from handful.metrics import Prior
 from handful.networks import ConvNet, Cosines, Ensemble
 from handful.predictor import Predictor
+from handful.propagation import Guess
 from handful.recipes import RECIPES
 
 IdxFolder = Callable[..., Path]
@@ -487,12 +488,13 @@ def test_a_run_with_a_hold_out_keeps_a_model_of_everything(
 
 
 def test_what_is_kept_is_the_model_of_everything(idx_folder: IdxFolder, tmp_path: Path) -> None:
-    last: list[Any] = []
+    last: list[Predictor] = []
     real = stages.kept
 
-    def kept(*arguments: Any) -> Predictor:
-        last.append(real(*arguments))
-        return last[0]
+    def kept(*arguments: Any) -> Any:
+        model, undecided = real(*arguments)
+        last.append(model)
+        return model, undecided
 
     with mock.patch.object(stages, "kept", kept):
         run = bare(idx_folder(10), tmp_path / "run")
@@ -1380,6 +1382,38 @@ def test_the_model_that_is_kept_learns_from_the_pool_too(
     assert len(set(kept.sources.tolist()) - set(tested.sources.tolist())) >= held_out
 
 
+def test_what_is_undecided_is_told_of_the_model_that_is_kept(
+    idx_folder: IdxFolder, tmp_path: Path
+) -> None:
+    true, labelled = stages.between, []
+
+    def watching(images: ImageSet, *found: Any) -> Any:
+        labelled.append(int((images.labels >= 0).sum()))
+        return true(images, *found) | {"undecided_shares": np.full(1, len(labelled))}
+
+    with mock.patch.object(stages, "between", watching):
+        run = bare(idx_folder(10), tmp_path / "run", **SPREADING)
+    assert labelled == [20 - run.summary["test_images"], 20]
+    assert runs.RunFolder(run.path).arrays()["undecided_shares"] == [2]
+
+
+@pytest.mark.parametrize("most", [3, 100])
+def test_a_run_remembers_what_its_labels_left_between_classes(bundled: Dataset, most: int) -> None:
+    images, generator = bundled.train.select(torch.arange(20)), torch.Generator().manual_seed(0)
+    h, reached = (torch.rand(20, n, generator=generator) for n in (4, 10))
+    undecided = torch.arange(20) % 3 == 1
+    found = Guess(images.labels, ~undecided, undecided, reached.double())
+    with mock.patch.object(stages, "MOST_BETWEEN", most):
+        known = stages.between(images, h, found)
+    prints, directions, shares = (known[f"undecided_{n}"] for n in ("fingerprints", "h", "shares"))
+    places = [images.fingerprints.tolist().index(one) for one in prints.tolist()]
+    assert len(set(places)) == len(directions) == len(shares) == min(most, 7)
+    assert undecided[places].all()
+    expected = h[places] / h[places].norm(dim=1, keepdim=True)
+    np.testing.assert_allclose(directions, expected, atol=1e-3)
+    np.testing.assert_allclose(shares, reached[places] / reached[places].sum(1, keepdim=True), 1e-5)
+
+
 def test_images_that_no_label_reaches_teach_nothing(source: Path, tmp_path: Path) -> None:
     said: list[str] = []
     true = stages.propagation.guess
@@ -1401,11 +1435,7 @@ def test_images_that_no_label_reaches_teach_nothing(source: Path, tmp_path: Path
     undecided = run.summary["unlabelled_images"]
     assert f"undecided: {undecided:,} of them, which lie between two classes" in said
     assert f"Between two classes</dt><dd>{undecided}; <code>handful suggest</code> names" in page
-    remembered = runs.RunFolder(run.path).arrays()
-    assert len(remembered["undecided_fingerprints"]) == undecided
-    np.testing.assert_allclose(np.linalg.norm(remembered["undecided_h"], axis=1), 1, atol=0.01)
-    np.testing.assert_allclose(remembered["undecided_shares"].sum(1), 1, atol=1e-5)
-    assert remembered["undecided_shares"].shape == (undecided, 10)
+    assert len(runs.RunFolder(run.path).arrays()["undecided_fingerprints"]) == undecided
     familiar = Predictor.load(run.path, "cpu").familiar
     assert familiar is not None  # nor are new images like those, and like the others they are
     images = run.summary["labelled_images"] + run.summary["unlabelled_images"]

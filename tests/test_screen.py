@@ -131,6 +131,8 @@ def test_the_end_of_a_run_says_what_to_label_where_labels_left_a_doubt() -> None
     assert "to label next" not in screen.run(found | {"undecided_images": 0}, "r", "r.html")
     last = screen.run(found, "runs/x", "r.html").splitlines()[-1]
     assert last.endswith("  handful suggest runs/x 'my photos' -n 5")
+    of_old = {key: value for key, value in found.items() if key != "pool"}
+    assert "to label next" not in screen.run(of_old, "runs/x", "r.html")
     last = screen.run(found | {"pool": "more/"}, "runs/x", "r.html").splitlines()[-1]
     assert last.endswith("  handful suggest runs/x more/ -n 5")
 

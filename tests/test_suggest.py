@@ -106,7 +106,8 @@ def test_the_most_doubtful_come_first_with_what_they_could_be(run: Path, place: 
     found = suggest(run, str(place / "pool"), 8)
     assert len({one.image for one in found}) == 8
     model = Predictor.load(run, "cpu")
-    for image, ranking in found:
+    for image, ranking, undecided in found:
+        assert not undecided
         assert ranking[0][0] == model.predict([image])[0]
     left = [one.ranking[0][1] - one.ranking[1][1] for one in found]
     assert left == sorted(left)
@@ -124,7 +125,8 @@ def undecided(run: Path, place: Path, tmp_path: Path) -> tuple[Path, list[str]]:
     some = np.random.default_rng(3).permutation(len(pool.images))[:9]
     h = np.repeat(np.eye(4)[:2], [6, 3], 0) + np.linspace(0, 0.1, 9)[:, None]
     shares = np.zeros((9, len(model.class_names)))
-    shares[:, 0], shares[:, 1] = 0.6, 0.4
+    shares[:, 0] = 0.6, 0.57, 0.54, 0.51, 0.61, 0.62, 0.63, 0.64, 0.65
+    shares[:, 1] = 1 - shares[:, 0]
     copied.write_arrays(
         copied.arrays()
         | {
@@ -144,28 +146,30 @@ def test_what_labels_left_between_two_classes_comes_first(
     found = suggest(path, str(place / "pool"), 2, say=said.append)
     assert found[0].image in names[:6]  # the larger group
     assert found[1].image in names[6:]
-    assert said[-1] == "the labels left 9 of them between two classes: these come first"
-    for _, ranking in found:
+    assert said[-1] == "left between two classes by labels that spread: 2 of these"
+    for _, ranking, of_labels in found:
+        assert of_labels
         assert [name for name, _ in ranking[:2]] == list(Predictor.load(run, "cpu").class_names[:2])
-        assert [share for _, share in ranking[:2]] == pytest.approx([0.6, 0.4], abs=1e-3)
-    found = suggest(path, str(place / "pool"), 12)
-    assert {one.image for one in found[:9]} == set(names)
-    by_doubt = [one for one in suggest(run, str(place / "pool"), 60) if one.image not in names]
-    assert {one.image for one in found[9:]} <= {one.image for one in by_doubt}
+        assert 0.5 < ranking[0][1] < 0.66
     assert len({one.image for one in suggest(path, str(place), 1000)}) == 60
 
 
-def test_what_has_a_label_by_now_is_undecided_no_more(
-    undecided: tuple[Path, list[str]], place: Path, tmp_path: Path
+def test_after_all_that_is_undecided_comes_what_the_model_doubts(
+    undecided: tuple[Path, list[str]], run: Path, place: Path, tmp_path: Path
 ) -> None:
     path, names = undecided
+    found = suggest(path, str(place / "pool"), 12)
+    assert [one.image for one in found[:9]] == names[3::-1] + names[4:]  # the fourth most of all
     for one in (place / "pool").rglob("*.png"):
-        if str(one) not in names[:6]:
-            (tmp_path / one.name).write_bytes(one.read_bytes())
+        if str(one) not in names:
+            (tmp_path / "others").mkdir(exist_ok=True)
+            (tmp_path / "others" / one.name).write_bytes(one.read_bytes())
+    others = suggest(run, str(tmp_path / "others"), 3)
+    assert [Path(one.image).name for one in found[9:]] == [Path(one.image).name for one in others]
+    assert not any(one.undecided for one in found[9:])
     said: list[str] = []
-    found = suggest(path, str(tmp_path), 3, say=said.append)
-    assert {Path(one.image).name for one in found} == {Path(name).name for name in names[6:]}
-    assert said[-1] == "the labels left 3 of them between two classes: these come first"
+    assert len(suggest(path, str(tmp_path / "others"), 3, say=said.append)) == 3
+    assert said[-1] == "left between two classes by labels that spread: none of these"
 
 
 def test_labels_in_the_pool_are_not_looked_at(run: Path, place: Path, tmp_path: Path) -> None:
@@ -276,6 +280,19 @@ def test_what_the_command_prints_is_a_table_to_fill_in(
     assert [one["candidates"][0]["class"] for one in records] == [r["candidate"] for r in rows]
     _, out, _ = command("suggest", run, place / "pool", "-n", 4)
     assert [line.split()[1] for line in out.splitlines()[1:]] == [row["path"] for row in rows]
+
+
+def test_shares_of_labels_are_not_called_probabilities(
+    command: Callable[..., tuple[int, str, str]],
+    undecided: tuple[Path, list[str]],
+    place: Path,
+) -> None:
+    _, out, _ = command("suggest", undecided[0], place / "pool", "-n", 10, "--json")
+    kinds = [set(one["candidates"][0]) - {"class"} for one in json.loads(out)]
+    assert kinds == [{"share"}] * 9 + [{"probability"}]
+    _, out, _ = command("suggest", undecided[0], place / "pool", "-n", 10)
+    by_labels = [line.endswith("  by the labels that spread") for line in out.splitlines()]
+    assert by_labels == [False] + [True] * 9 + [False]
 
 
 @pytest.mark.parametrize(

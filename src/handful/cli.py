@@ -354,6 +354,7 @@ def suggest(
 ) -> None:
     """Say which images to label next: doubtful ones that differ from each other.
 
+    After a run of `pool` those come first that its labels left between two classes.
     Label them, train again, and ask again. Labels that POOL has already are not looked at.
     """
     if len(places) > 2:

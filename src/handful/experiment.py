@@ -206,8 +206,7 @@ def _carry_out(session: Session, members: Sequence[Member]) -> tuple[dict[str, A
     arrays = {"labelled_fingerprints": _labelled(session)}
     if parts.test is not None:
         arrays["tested_fingerprints"] = np.unique(parts.test.fingerprints)
-    if trained.between is not None:
-        arrays |= trained.between
+    undecided = trained.between
     if seen:
         arrays |= _pictures(session, first.encoder, first.head)
     if parts.test is not None:
@@ -226,7 +225,8 @@ def _carry_out(session: Session, members: Sequence[Member]) -> tuple[dict[str, A
     if parts.kept_apart:
         # the map is of the encoder that was tested; another one's h has no place on it
         arrays.pop("map_h", None)
-        predictor = stages.kept(members, trained)
+        predictor, undecided = stages.kept(members, trained)
+    arrays |= undecided or {}
     assert session.folder is not None
     predictor.save(session.folder.model)
     return summary, arrays

@@ -221,7 +221,7 @@ def run(summary: Mapping[str, Any], path: str, report: str) -> str:
     if summary.get("pretext_taken"):
         time += f", and {duration(summary['pretext_taken'])} of an earlier run for the pretext task"
     rows += [("time", time), ("report", report)]
-    if summary.get("undecided_images"):
+    if summary.get("undecided_images") and "pool" in summary:  # which older runs do not tell
         pool = summary["pool"] or summary["source"]
         rows.append(("to label next", f"handful suggest {quote(path)} {quote(pool)} -n 5"))
     return table(rows)
@@ -380,9 +380,10 @@ def _csv_row(cells: Sequence[str]) -> str:
 
 def suggestions(found: Sequence[Suggestion]) -> str:
     """`suggest`: a line an image, with what the model takes it for."""
-    body = [["", "image", "could be" if found[0].ranking else ""]]
-    for place, (image, ranking) in enumerate(found, 1):
-        body.append([str(place), image, _named(ranking[:CANDIDATES])])
+    body = [["", "image", "could be" if found[0].ranking else "", ""]]
+    for place, (image, ranking, undecided) in enumerate(found, 1):
+        by = "by the labels that spread" if undecided else ""
+        body.append([str(place), image, _named(ranking[:CANDIDATES]), by])
     return table(body)
 
 
@@ -392,16 +393,19 @@ def suggestions_json(found: Sequence[Suggestion]) -> str:
         [
             {
                 "image": image,
-                "candidates": [{"class": n, "probability": p} for n, p in ranking[:CANDIDATES]],
+                "candidates": [
+                    {"class": name, "share" if undecided else "probability": share}
+                    for name, share in ranking[:CANDIDATES]
+                ],
             }
-            for image, ranking in found
+            for image, ranking, undecided in found
         ]
     )
 
 
 def suggestions_csv(found: Sequence[Suggestion]) -> str:
     """`suggest --csv`: a head and a row an image; the label is for people to fill in."""
-    rows = [[image, "", ranking[0][0] if ranking else ""] for image, ranking in found]
+    rows = [[image, "", ranking[0][0] if ranking else ""] for image, ranking, _ in found]
     return "\n".join(_csv_row(row) for row in [["path", "label", "candidate"], *rows])
 
 

@@ -27,7 +27,6 @@ from handful.metrics import Prior
 from handful.networks import AnyEncoder, Encoder, ProjectionHead, classifier_head
 from handful.partition import with_pool
 from handful.predictor import Predictor
-from handful.propagation import Guess
 from handful.session import Member, Row, Session
 from handful.splits import batches_per_epoch, folds
 
@@ -96,7 +95,7 @@ def _with_its_length(member: Member) -> Trained:
     parts, config = session.parts, session.config.downstream
     fitted = fitting(member)
     if parts.validation is None:
-        lessons = _lessons(member, parts.final)
+        lessons = _lessons(member, parts.final, remember=True)
         trained = fitted(lessons.images, config, "downstream")
         trained = trained._replace(
             unfamiliar=lessons.unfamiliar, undecided=lessons.undecided, between=lessons.between
@@ -126,10 +125,13 @@ class Lessons(NamedTuple):
     between: Arrays | None = None
 
 
-def _lessons(member: Member, labelled: ImageSet, apart: Tensor | None = None) -> Lessons:
+def _lessons(
+    member: Member, labelled: ImageSet, apart: Tensor | None = None, *, remember: bool = False
+) -> Lessons:
     """The labelled images and, where that is asked for, the pool with the labels that spread to it.
 
-    apart: sources int64 (K,) of which no image may teach.
+    apart: sources int64 (K,) of which no image may teach. remember: also gather what `suggest`
+        reads.
     SimCLRv2 (Chen et al. 2020, section 2.3) ends so, with the answers of a tuned network for
     labels; those that spread are right more often where there are few. Images that they hardly
     reach are of other classes and teach nothing.
@@ -151,14 +153,15 @@ def _lessons(member: Member, labelled: ImageSet, apart: Tensor | None = None) ->
         session.say(f"left out: {unfamiliar:,} of them, which are like none that has a label")
     if undecided:
         session.say(f"undecided: {undecided:,} of them, which lie between two classes")
-    return Lessons(learned, unfamiliar, undecided, between(images, h, found))
+    known = between(images, h, found) if remember else None
+    return Lessons(learned, unfamiliar, undecided, known)
 
 
 MOST_BETWEEN = 5000
 """Undecided images that a run folder remembers."""
 
 
-def between(images: ImageSet, h: Tensor, found: Guess) -> Arrays:
+def between(images: ImageSet, h: Tensor, found: propagation.Guess) -> Arrays:
     """What `suggest` reads of undecided images, or of `MOST_BETWEEN` of them.
 
     Strangers are among them: to leave out what is like no label would also leave out much of what
@@ -170,10 +173,11 @@ def between(images: ImageSet, h: Tensor, found: Guess) -> Arrays:
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     rows = rows[order[:MOST_BETWEEN].sort().values]
     directions = F.normalize(h[rows.to(h.device)].float(), dim=1)
+    reached = found.reached[rows]
     return {
         "undecided_fingerprints": images.select(rows).fingerprints,
         "undecided_h": directions.cpu().half().numpy(),
-        "undecided_shares": F.normalize(found.reached[rows], p=1.0, dim=1).float().numpy(),
+        "undecided_shares": (reached / reached.sum(1, keepdim=True)).float().numpy(),
     }
 
 
@@ -476,12 +480,18 @@ def control(members: Sequence[Member], encoded: int, right: Tensor) -> dict[str,
     }
 
 
-def kept(members: Sequence[Member], tested: Trained) -> Predictor:
-    """What stays when the test images came out of the labelled ones: trained on those as well."""
+def kept(members: Sequence[Member], tested: Trained) -> tuple[Predictor, Arrays | None]:
+    """What stays when the test images came out of the labelled ones: trained on those as well.
+
+    With it what `suggest` reads, now that those labels spread too.
+    """
     session = members[0].session
     images, config = session.parts.everything, _of_length(session.config.downstream, tested)
-    last = _together(
-        [fitting(one)(_lessons(one, images).images, config, "keeping") for one in members]
-    )
+
+    def taught(one: Member) -> Trained:
+        lessons = _lessons(one, images, remember=True)
+        return fitting(one)(lessons.images, config, "keeping")._replace(between=lessons.between)
+
+    last = _together([taught(one) for one in members])
     last = last._replace(temperature=tested.temperature, evidence=tested.evidence)
-    return acquainted(session, last)
+    return acquainted(session, last), last.between

@@ -1,12 +1,12 @@
 """Which images to label next: those that leave a doubt, and of these ones that differ.
 
-Where labels spread, the classifier is as sure of what they got wrong as of all else, and its doubt
-does not tell. What tells is which images they left between two classes: those come first.
+Where labels spread, the classifier learns what they got wrong like all else, and may be sure of it.
+What tells is which images they left between two classes: those come first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +39,9 @@ class Suggestion(NamedTuple):
     """Its file, or its number among the images of an array."""
     ranking: Ranking
     """Classes with their probabilities, best first; empty where no model knows classes."""
+    undecided: bool = False
+    """The run's labels left it between classes: these stand with their shares of what spread to
+    it, whatever the model says."""
 
 
 def suggest(
@@ -54,7 +57,8 @@ def suggest(
     """The images of a pool whose labels would teach a model most, at most `count`.
 
     run: its model says what it doubts, or, of an encoder alone, what is typical; images that it
-        learned from or was tested on are left out.
+        learned from or was tested on are left out. Where its labels spread, images that they left
+        between two classes come first.
         None begins without a label: an encoder is trained on the pool, and typical images of it
         are taken.
     pool: as `datasets.load_pool` takes it. Labels in it are not looked at; an image that is there
@@ -66,7 +70,8 @@ def suggest(
         raise ValueError(f"-n {count}: ask for at least one image")
     say = say or (lambda line: None)
     model = None if run is None else Predictor.load(run, device)
-    if run is not None and not RunFolder(run).arrays():
+    arrays = {} if run is None else RunFolder(run).arrays()
+    if run is not None and not arrays:
         say(f"{run} is no run folder: which images its model learned from is not known")
     if model is None:
         if RunFolder(pool).is_run:
@@ -76,7 +81,8 @@ def suggest(
         found = datasets.load_pool(pool, model.preparation, model.class_names, on_row)
     for line in found.amiss:
         say(f"skipped: {line}")
-    new = found.images.not_among(_known(run))
+    known = [arrays[name] for name in KNOWN if name in arrays]
+    new = found.images.not_among(np.concatenate([np.array([], np.uint64), *known]))
     images = found.images.select(new)
     say(f"{found.place}: {len(images):,} of {len(found.images):,} images are new")
     if not len(images):
@@ -88,35 +94,58 @@ def suggest(
     if len(model.class_names) < 2:  # of an encoder alone, which doubts nothing
         chosen = typical(model.embed(images), np.ones(len(images)), count, seed)
         return [Suggestion(name(i), ()) for i in chosen.tolist()]
-    chosen, shares = _between(run, images, count, seed, say)
-    rankings = model.rankings(shares)
-    if len(chosen) < count:
-        left = np.setdiff1d(np.arange(len(images)), chosen)
-        h, probabilities = model.embed(images)[left], model.predict_proba(images)[left]
-        more = worth_a_label(h, probabilities, count - len(chosen), seed)
-        rankings += model.rankings(probabilities[more])
-        chosen = np.concatenate([chosen, left[more]])
-    return [
-        Suggestion(name(i), ranking) for i, ranking in zip(chosen.tolist(), rankings, strict=True)
+    return _doubted(model, arrays, images, name, count, seed, say)
+
+
+def _doubted(
+    model: Predictor,
+    arrays: Mapping[str, Array],
+    images: ImageSet,
+    name: Callable[[int], str],
+    count: int,
+    seed: int,
+    say: Callable[[str], None],
+) -> list[Suggestion]:
+    """What the labels of a run left between two classes, and after that what its model doubts."""
+    between, shares = left_between(arrays, images, count, seed)
+    if "undecided_fingerprints" in arrays:
+        say(f"left between two classes by labels that spread: {len(between) or 'none'} of these")
+    first = [
+        Suggestion(name(i), ranking, undecided=True)
+        for i, ranking in zip(between.tolist(), model.rankings(shares), strict=True)
+    ]
+    if len(between) == count:
+        return first
+    left = np.setdiff1d(np.arange(len(images)), between)
+    h, probabilities = model.embed(images)[left], model.predict_proba(images)[left]
+    chosen = worth_a_label(h, probabilities, count - len(between), seed)
+    rankings = model.rankings(probabilities[chosen])
+    return first + [
+        Suggestion(name(i), ranking)
+        for i, ranking in zip(left[chosen].tolist(), rankings, strict=True)
     ]
 
 
-def _between(
-    run: Path | None, images: ImageSet, count: int, seed: int, say: Callable[[str], None]
+def left_between(
+    arrays: Mapping[str, Array], images: ImageSet, count: int, seed: int = 0
 ) -> tuple[NDArray[np.int64], Array]:
-    """Positions of images that the labels of a run left between two classes, at most `count` of
-    them (K,), and what they could be, float (K, Y).
+    """Positions of at most `count` images (K,) that the labels of a run left between two classes,
+    and what they could be, float (K, Y): one of each group, or if they are few all of them, the
+    most doubtful first.
+
+    arrays: those of the run, with what `stages.between` has.
     """
-    arrays = {} if run is None else RunFolder(run).arrays()
     if "undecided_fingerprints" not in arrays:
         return np.array([], np.int64), np.zeros((0, 0))
     _, places, rows = np.intersect1d(
         images.fingerprints, arrays["undecided_fingerprints"], return_indices=True
     )
-    if len(rows):
-        say(f"the labels left {len(rows):,} of them between two classes: these come first")
-    chosen = typical(arrays["undecided_h"][rows], np.ones(len(rows)), count, seed)
-    return places[chosen], arrays["undecided_shares"][rows[chosen]]
+    shares = arrays["undecided_shares"][rows]
+    if len(rows) <= count:
+        chosen = np.argsort(-doubt(shares), kind="stable")
+    else:
+        chosen = typical(arrays["undecided_h"][rows], np.ones(len(rows)), count, seed)
+    return places[chosen], shares[chosen]
 
 
 def _first(
@@ -133,13 +162,6 @@ def _first(
     say("an encoder learns what the images have in common")
     encoder = SimCLREncoder(random_state=seed, device=device).fit(pixels, on_row=on_row)
     return typical(encoder.transform(pixels), np.ones(len(pixels)), count, seed)
-
-
-def _known(run: Path | None) -> NDArray[np.uint64]:
-    """Fingerprints of the images that a run learned from or was tested on."""
-    arrays = {} if run is None else RunFolder(run).arrays()
-    found = [arrays[name] for name in KNOWN if name in arrays]
-    return np.concatenate([np.array([], np.uint64), *found])
 
 
 def _named(pool: Pool, images: ImageSet, numbers: Sequence[int]) -> Callable[[int], str]:
