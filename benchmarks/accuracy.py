@@ -279,12 +279,12 @@ through the encoder, on a schedule of its own; *gain* is the paired difference t
 – where none was run (`fast`, `pool`: [pool.md](pool.md) has `best` beside it) or there is no
 contrast to leave out (`best`, `ensemble`).
 *Time* is the median of whole commands, process start to report written, on two CPU cores unless a
-device is named. Commit 28b4ac1 ran on a machine with AVX-512, the others on one without, two to
-three times as slow; beside some runs of `best` at 50 labels and all of `ensemble` and `pool` other
-work went on. Alone `best` took 51 to 57 s there. That of `pool` is without its pretext task: runs
-on the CPU took it from one of 41 minutes beside other work (as many steps on the 50,000 development
-images took 22), those on an NVIDIA H200, which compute in bfloat16, from draw 100 of 10 labels,
-whose own 50 s it is part of.
+device is named. Commits 28b4ac1 and 4e18d0d ran on machines with AVX-512, the others on one
+without, two to three times as slow; beside some runs of `best` at 50 labels and of `pool`, and all
+of `ensemble`, other work went on. Alone `best` took 51 to 57 s there. That of `pool` is without its
+pretext task, which other runs had done: of 4e18d0d draw 100 of 1 label, 13 of whose 16 minutes it
+took; of c362b9a one of 41 minutes beside other work. Earlier rows of that file, which an NVIDIA
+H200 made in bfloat16, have 35 s for a run and 50 s with the pretext task (commit eefd6f9).
 
 | recipe | labels | test | worst | single view | validation | control | gain | time | commit |
 |---|---|---|---|---|---|---|---|---|---|

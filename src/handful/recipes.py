@@ -232,10 +232,10 @@ RECIPES: dict[str, Recipe] = {
     "pool": Recipe(
         summary="many images, few labels: SimCLR on all, labels that spread, a classifier of both",
         command="handful train DIR --per-class 10 --unlabelled --recipe pool",
-        cost="5 to 9 min on two CPU cores without AVX-512, and once for all draws of MNIST's "
-        "60,000 images up to 41 min for the pretext task; on an NVIDIA H200 50 s with it",
-        reaches="97.38 % of MNIST's test images from 1 label a class, 99.27 % from 10 and "
-        "99.37 % from 50 (worst 99.30), means of draws 100-102",
+        cost="3 to 5 min on two CPU cores with AVX-512, and once for all draws of MNIST's 60,000 "
+        "images 13 min for the pretext task; on an NVIDIA H200 50 s with it",
+        reaches="97.46 % of MNIST's test images from 1 label a class, 99.33 % from 10 and "
+        "99.39 % from 50 (worst 99.36), means of draws 100-102",
         config=POOL,
     ),
     "standard": Recipe(
