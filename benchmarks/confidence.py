@@ -302,7 +302,8 @@ leaves out the letters that some hand writes as some digit ({alike}). *Marked* i
 the distance is made of, h and style, was chosen with two models of `pool` on development draw 0.
 Compared with are up to 2,000 of all images that taught, those of the pool among them. It had been
 the labelled images alone: with one label a class the AUROC on the same draws was then 0.906, 0.930
-and 0.933 (commit 647cec3), which led to the change. In explorations that are not on record development images said what it brings:
+and 0.933 (commit 647cec3), which led to the change. In explorations that are not on record
+development images said what it brings:
 0.960, 0.967, 0.962 instead of 0.912, 0.911, 0.924 (1 label, draws 0 to 2), 0.966 and 0.965 instead
 of 0.962 and 0.959 (10, draws 0 and 1), 0.963 instead of 0.961 (50, draw 0). A stranger in the pool
 that a label reaches by mistake is then no stranger any more.

@@ -357,8 +357,8 @@ and 41 beside other work for the 60,000. The labels then spread to the other ima
 nearest neighbours in h (Zhou et al. 2004; Iscen et al. 2019), and a classifier learns from all of
 them, beginning with the encoder of the pretext task; then, from two labels a class on, two folds of
 them calibrate it.
-How long a run took (median), by the number of labels: {runs}; some runs, and all of those of 5, beside
-other work.
+How long a run took (median), by the number of labels: {runs};
+some runs, and all of those of 5, beside other work.
 
 ## Step by step
 
