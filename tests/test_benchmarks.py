@@ -458,14 +458,15 @@ def test_what_a_contrast_or_a_column_is_compared_with_lacks_nothing_else() -> No
         "wider": "network.width",
     }
 
-    def others(variant: ablation.Variant, name: str) -> list[str]:
-        its_own = {key for words, key in by_name.items() if words in name}
+    def others(variant: ablation.Variant, added: str) -> list[str]:
+        its_own = {key for words, key in by_name.items() if words in added}
         left_out = of_contrast | of_its_images | column | its_own
         return [one for one in variant.changes if one.split("=")[0] not in left_out]
 
     for name, variant in ablation.VARIANTS.items():
         if variant.without:
-            assert others(variant, name) == others(ablation.VARIANTS[variant.without], ""), name
+            added = name.removeprefix(variant.without)
+            assert others(variant, added) == others(ablation.VARIANTS[variant.without], ""), name
 
 
 def test_an_ablation_compares_runs_of_one_commit_and_of_variants_as_they_are() -> None:
