@@ -281,10 +281,10 @@ contrast to leave out (`best`, `ensemble`).
 *Time* is the median of whole commands, process start to report written, on two CPU cores unless a
 device is named. Commits 28b4ac1 and 4e18d0d ran on machines with AVX-512, the others on one
 without, two to three times as slow; beside some runs of `best` at 50 labels and of `pool`, and all
-of `ensemble`, other work went on. Alone `best` took 51 to 57 s there. That of `pool` is without its
-pretext task, which other runs had done: of 4e18d0d draw 100 of 1 label, 13 of whose 16 minutes it
-took; of c362b9a one of 41 minutes beside other work. Earlier rows of that file, which an NVIDIA
-H200 made in bfloat16, have 35 s for a run and 50 s with the pretext task (commit eefd6f9).
+of `ensemble`, other work went on. Alone `best` took 51 to 57 s by 28b4ac1. That of `pool` is
+without its pretext task, which other runs had done: of 4e18d0d draw 100 of 1 label, 13 of whose 16
+minutes it took; of c362b9a one of 41 minutes beside other work. Earlier rows of that file, which an
+NVIDIA H200 made in bfloat16, have 35 s for a run and 50 s with the pretext task (commit eefd6f9).
 
 | recipe | labels | test | worst | single view | validation | control | gain | time | commit |
 |---|---|---|---|---|---|---|---|---|---|

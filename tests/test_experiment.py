@@ -1434,7 +1434,8 @@ def test_images_that_no_label_reaches_teach_nothing(source: Path, tmp_path: Path
     assert f"Like none with a label</dt><dd>{left_out}, left out</dd>" in page
     undecided = run.summary["unlabelled_images"]
     assert f"undecided: {undecided:,} of them, which lie between two classes" in said
-    assert f"Between two classes</dt><dd>{undecided}; <code>handful suggest</code> names" in page
+    assert f"Between two classes</dt><dd>{undecided}</dd>" in page
+    assert "<code>handful suggest</code> names some that are worth a label" in page
     assert len(runs.RunFolder(run.path).arrays()["undecided_fingerprints"]) == undecided
     familiar = Predictor.load(run.path, "cpu").familiar
     assert familiar is not None  # nor are new images like those, and like the others they are
