@@ -262,12 +262,21 @@ def test_strides_make_large_images_affordable() -> None:
     assert multiply_adds(large, 128, 128) < 6 * multiply_adds(small, 32, 32)
 
 
+@pytest.mark.parametrize(("batch", "timed"), [(62.5, 62), (1, 2), (1000, 128)])
+def test_a_step_is_timed_with_as_many_images_as_training_takes(batch: float, timed: int) -> None:
+    seen: list[int] = []
+    encoder = trained()
+    encoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    seconds_per_image(encoder, noise(3), batch)
+    assert set(seen) == {timed}
+
+
 @pytest.mark.parametrize("n", [1, 3])
 def test_timing_a_step_leaves_everything_as_it_was(n: int) -> None:
     encoder = trained().eval()
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     state = torch.get_rng_state()
-    assert 0 < seconds_per_image(encoder, noise(n)) < 10
+    assert 0 < seconds_per_image(encoder, noise(n), 4) < 10
     assert torch.equal(torch.get_rng_state(), state)
     assert not encoder.training
     assert all(parameter.grad is None for parameter in encoder.parameters())

@@ -274,7 +274,8 @@ def _announce(member: Member) -> None:
     if kept is not None and kept.is_dir():
         first = 0
     lessons = parts.pretext if downstream.pseudo_labels else parts.final
-    then = downstream.steps * _batch(lessons, downstream.batch_size)
+    batch = _batch(lessons, downstream.batch_size)
+    then = downstream.steps * batch
     then *= 1 + (parts.validation is not None and downstream.refit)
     if parts.validation is None:
         then *= 1 + downstream.folds * downstream.fold_share
@@ -282,7 +283,7 @@ def _announce(member: Member) -> None:
     then += downstream.steps * _batch(kept_of, downstream.batch_size) * keeping
     then *= 2 if downstream.contrasts else 1
     images = (first + then) * (1 + _has_control(session)) * config.members
-    seconds = images * networks.seconds_per_image(encoder, parts.final.images)
+    seconds = images * networks.seconds_per_image(encoder, parts.final.images, batch)
     session.say(f"training will take about {max(1, round(seconds / 60))} min")
 
 

@@ -348,15 +348,16 @@ def multiply_adds(encoder: AnyEncoder, height: int, width: int) -> int:
     return total
 
 
-def seconds_per_image(encoder: Encoder, images: Tensor) -> float:
+def seconds_per_image(encoder: Encoder, images: Tensor, batch: float) -> float:
     """Measured time of one image's forward and backward pass, for saying how long training takes.
 
-    images: uint8 (N, C, H, W). Costs a few steps; a copy is trained, `encoder` is left alone.
+    images: uint8 (N, C, H, W), repeated where they are fewer than a `batch` of training: in a small
+    batch each costs more. Costs a few steps of at most 128 images; a copy is trained, `encoder` is
+    left alone.
     """
     trial = deepcopy(encoder).train()
-    x = to_float(images[:128]).to(encoder.mean.device)
-    if len(x) < 2:
-        x = x.repeat(2, 1, 1, 1)
+    wanted = torch.arange(min(max(round(batch), 2), 128)) % len(images)
+    x = to_float(images[wanted]).to(encoder.mean.device)
     taken = math.inf
     with devices.seeded(0, x.device):
         # the first passes pay for set-up, on a GPU more than one

@@ -57,7 +57,8 @@ def tried(session: Session, asked: RunConfig, chosen: Collection[str]) -> Trial 
     count = int((held >= 0).sum())
     if count < FEWEST:
         return None
-    each = networks.seconds_per_image(member_of(session).encoder, images.images)
+    batch = min(session.config.downstream.batch_size, len(images))
+    each = networks.seconds_per_image(member_of(session).encoder, images.images, batch)
     guess = _guess(images.labels[held >= 0])
     for lessons in LESSONS:
         seconds = max(1, round(each * lessons * FOLDS * len(TRIED)))

@@ -251,7 +251,7 @@ def _judged(session: Session, images: ImageSet, positions: Tensor) -> Judged | N
     member = members_of(session)[0]
     batch = min(config.batch_size, len(labelled))
     count = len(held[held >= 0].unique())
-    each = networks.seconds_per_image(member.encoder, labelled.images)
+    each = networks.seconds_per_image(member.encoder, labelled.images, batch)
     minutes = max(1, round(count * steps * batch * each / 60))
     session.say(f"training {count} networks, about {minutes} min")
     probabilities = torch.zeros(len(labelled), len(labelled.class_names), dtype=torch.float64)
