@@ -82,6 +82,22 @@ def test_only_what_is_missing_is_run(tmp_path: Path, runs: list[list[str]]) -> N
     assert len(runs) == 4
 
 
+def test_what_is_there_already_is_told(
+    tmp_path: Path, runs: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, told = tmp_path / "rows.jsonl", list[str]()
+    measured(path, CELLS[:1], say=told.append)
+    assert told == []
+    measured(path, CELLS[:3], say=told.append)
+    monkeypatch.setattr(bench, "_code", lambda: "b2")
+    measured(path, CELLS[2:], say=told.append)
+    assert told == [
+        f"1 of 3 runs are in {path}",
+        f"0 of 2 runs are in {path}, and rows of 1 that do not count "
+        "(other code, settings, images, torch or kind of device)",
+    ]
+
+
 def test_a_row_says_what_made_it(tmp_path: Path, runs: list[list[str]]) -> None:
     (row,) = measured(tmp_path / "rows.jsonl", CELLS[:1])
     assert row["commit"] == "abc1234"

@@ -88,6 +88,7 @@ def labels(
     assignments: Sequence[str] = (),
     jobs: int = 1,
     on_row: Callable[[Cell, Row], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> list[Row]:
     """A row for each cell: those that the file `path` holds, and runs for the others.
 
@@ -95,7 +96,8 @@ def labels(
     images or settings, by other code, another torch or another kind of device does not count. Rows
     of code that changed while the run went on, or cannot be read, are kept and never taken for
     another's.
-    jobs: runs at a time, each with its share of the cores. on_row: called with each new row.
+    jobs: runs at a time, each with its share of the cores. on_row: called with each new row. say:
+        with a line for people that tells which runs are there already, if any are.
     Raises ValueError with the cell and the run's own message where one is refused, RuntimeError
     where one breaks; rows stay.
     """
@@ -109,11 +111,14 @@ def labels(
         "code": code,
         "computed_with": _computer(asked.device),
     }
-    held = _held(read(path), made_by) if code else {}
+    rows = read(path)
+    held = _held(rows, made_by) if code else {}
     options = [f"--recipe={asked.recipe}", "--control" if asked.control else "--no-control"]
     # nobody sees the maps; what somebody sets comes later and counts
     options += [f"--set={one}" for one in ("tsne=false", *assignments)]
     missing = [cell for cell in cells if cell not in held]
+    if say and rows:
+        say(_resumed(path, rows, cells, missing))
     for cell, summary in _each(source, missing, options, jobs):
         held[cell] = {name: summary[name] for name in KEPT} | made_by | {"commit": commit()}
         if _code() != code:
@@ -216,11 +221,22 @@ def append(path: Path, row: Row) -> None:
 
 def _held(rows: Sequence[Row], made_by: Row) -> dict[Cell, Row]:
     """The newest row of each cell that the same code made with the same settings."""
-    return {
-        Cell(row["per_class"], row["draw"], row["seed"]): row
-        for row in rows
-        if made_by.items() <= row.items()
-    }
+    return {_cell(row): row for row in rows if made_by.items() <= row.items()}
+
+
+def _cell(row: Row) -> Cell:
+    return Cell(row["per_class"], row["draw"], row["seed"])
+
+
+def _resumed(
+    path: Path, rows: Sequence[Row], cells: Sequence[Cell], missing: Sequence[Cell]
+) -> str:
+    told = f"{len(cells) - len(missing)} of {len(cells)} runs are in {path}"
+    others = len({_cell(row) for row in rows} & {*missing})
+    if not others:
+        return told
+    why = "other code, settings, images, torch or kind of device"
+    return f"{told}, and rows of {others} that do not count ({why})"
 
 
 def _each(

@@ -529,6 +529,7 @@ def _rows(
         assignments=assignments or [],
         jobs=jobs,
         on_row=lambda cell, row: typer.echo(screen.cell(cell, row), err=True),
+        say=_note,
     )
     return rows, place
 
