@@ -53,7 +53,8 @@ def confusion(matrix: Array, names: Sequence[str]) -> Figure:
     cell = next(size for limit, size in sizes if classes <= limit)
     labels = labels_of(names, 16)
     longest = max(map(len, labels))
-    margin, turned = 30 + 7.4 * longest, longest > 3
+    size = 12 if classes <= NUMBERED else 7.5
+    margin, turned = 30 + 0.617 * size * longest, longest > 3
     top = margin if turned else 44
     figure = new_figure(margin + cell * classes + 6, top + cell * classes + 6)
     axes = add_axes(figure, margin, top, cell * classes, cell * classes)
@@ -66,9 +67,8 @@ def confusion(matrix: Array, names: Sequence[str]) -> Figure:
     axes.set_yticks(np.arange(classes + 1) - 0.5, minor=True)
     axes.grid(which="minor", color=GRID, linewidth=0.6 if classes <= NUMBERED else 0.2)
     axes.tick_params(which="both", length=0, top=False, labeltop=True, labelbottom=False)
-    size = pt(12 if classes <= NUMBERED else 7.5)
-    axes.set_xticks(range(classes), labels, fontsize=size, color=INK, rotation=90 * turned)
-    axes.set_yticks(range(classes), labels, fontsize=size, color=INK)
+    axes.set_xticks(range(classes), labels, fontsize=pt(size), color=INK, rotation=90 * turned)
+    axes.set_yticks(range(classes), labels, fontsize=pt(size), color=INK)
     axes.spines[:].set_visible(False)
     width, height = figure.get_size_inches() * 96
     style: dict[str, Any] = {"fontsize": pt(11), "color": MUTED, "family": FONT}
