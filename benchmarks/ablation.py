@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.accuracy import TUNED_ON, commit_of_recipes, mean_of, whole
-from handful import bench
+from handful import bench, devices
 from handful.bench import Row, read
 from handful.config import RunConfig, assignment
 from handful.recipes import RICH_DIGITS
@@ -28,7 +28,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "ablation.md"
 PER_CLASS, IMAGES, BATCH = 50, 120_000, 125
 
 
-ByCommit = Mapping[tuple[str, int, str | None], Row]
+ByCommit = dict[tuple[str, int, str | None], list[Row]]
 """By variant, draw and commit."""
 SAME = 0.01
 """Share by which numbers of images may differ and be called the same: batches are whole."""
@@ -175,11 +175,11 @@ VARIANTS: dict[str, Variant] = {
 
 def run(options: argparse.Namespace) -> None:
     commit = commit_of_recipes()
-    names = options.variants or list(VARIANTS)
+    here, names = devices.versions(), options.variants or list(VARIANTS)
     known = {
         (row["variant"], row["per_class"], row["draw"])
         for row in _current(read(ROWS))
-        if commit and commit == row["commit"]
+        if commit and commit == row["commit"] and (not options.here or row["versions"] == here)
     }
     asked = [(name, options.per_class, draw) for draw in options.draws for name in names]
     missing = [cell for cell in asked if cell not in known]
@@ -233,16 +233,20 @@ def page(rows: Sequence[Row]) -> str:
 
 def _table(rows: Sequence[Row]) -> str:
     """Of a variant and draw the newest run counts that has beside it what it is compared with."""
-    found = {(row["variant"], row["draw"], row["commit"]): row for row in rows}
+    found: ByCommit = {}
+    for row in rows:
+        found.setdefault((row["variant"], row["draw"], row["commit"]), []).append(row)
 
-    def compared(row: Row) -> bool:
-        others = {"base", VARIANTS[row["variant"]].without or "base"}
-        return all((other, row["draw"], row["commit"]) in found for other in others)
+    def compared(row: Row) -> int:
+        """2 where all stands beside it by the same machine, 1 where by any."""
+        overs = {"base", VARIANTS[row["variant"]].without or "base"}
+        others = [_other(row, found, over) for over in overs]
+        return min(1 + _alike(row, other) if other else 0 for other in others)
 
     newest: dict[tuple[str, int], Row] = {}
     for row in rows:
         cell = row["variant"], row["draw"]
-        if cell not in newest or compared(row) or not compared(newest[cell]):
+        if cell not in newest or compared(row) >= compared(newest[cell]):
             newest[cell] = row
     lines = []
     for name in VARIANTS:
@@ -279,21 +283,44 @@ def _line(name: str, rows: Sequence[Row], found: ByCommit) -> str:
         f"{sum(single) / len(single):.2f}",
         "–" if name == "base" else _gain(rows, found, "base"),
         _gain(rows, found, without) if (without := VARIANTS[name].without) else "–",
+        "–" if name == "base" else _of_one_machine(rows, found, without or "base"),
     ]
     return f"| {' | '.join(cells)} |"
 
 
 def _gain(rows: Sequence[Row], found: ByCommit, over: str) -> str:
     """In points over that variant, draw by draw."""
-    others = [found.get((over, row["draw"], row["commit"])) for row in rows]
-    gains = [
-        100 * (row["test_accuracy"] - other["test_accuracy"])
-        for row, other in zip(rows, others, strict=True)
-        if other
-    ]
-    if not gains:
+    return _mean_gain(_pairs(rows, found, over), len(rows))
+
+
+def _of_one_machine(rows: Sequence[Row], found: ByCommit, over: str) -> str:
+    """The same of pairs that one machine made."""
+    pairs = _pairs(rows, found, over)
+    alike = [pair for pair in pairs if _alike(*pair)]
+    return "the same" if len(alike) == len(pairs) else _mean_gain(alike, len(rows))
+
+
+def _pairs(rows: Sequence[Row], found: ByCommit, over: str) -> list[tuple[Row, Row]]:
+    others = [_other(row, found, over) for row in rows]
+    return [(row, other) for row, other in zip(rows, others, strict=True) if other]
+
+
+def _other(row: Row, found: ByCommit, over: str) -> Row | None:
+    """What a run is compared with: the newest of its commit, of its machine if there is one."""
+    others = found.get((over, row["draw"], row["commit"]), [])
+    return max(reversed(others), key=lambda other: _alike(row, other), default=None)
+
+
+def _alike(row: Row, other: Row) -> bool:
+    """Whether they were rounded alike."""
+    return bool(row["versions"] == other["versions"])
+
+
+def _mean_gain(pairs: Sequence[tuple[Row, Row]], draws: int) -> str:
+    if not pairs:
         return "–"
-    told = "" if len(gains) == len(rows) else f", of {len(gains)}"
+    told = "" if len(pairs) == draws else f", of {len(pairs)}"
+    gains = [100 * (row["test_accuracy"] - other["test_accuracy"]) for row, other in pairs]
     return mean_of(gains, signed=True) + told
 
 
@@ -307,10 +334,10 @@ Every variant sends as many images through the encoder in training and makes one
 the base. *Gain* is the paired difference to the base, draw by draw; *over the same without* that to
 the same training without contrast, whose images go to cross-entropy instead, or of what has no
 contrast without what its name adds: mean ± standard deviation
-(95 % interval of the mean, Student's t). Both runs of a pair are of one commit. They may be
-of two processors and versions of PyTorch, as the rows say: the same draws and random numbers,
-rounded otherwise. That adds scatter, about 0.06 points a draw, as *16 test views* shows, which
-changes nothing in training. Accuracies are means over the draws of a line, gains over the same
+(95 % interval of the mean, Student's t). Both runs of a pair are of one commit. They may come
+from different machines and versions of PyTorch (`versions` in the rows), which round differently.
+That scatters gains; the last column, again over the same without or else over the base, is of the
+pairs that one machine made. Accuracies are means over the draws of a line, gains over the same
 where nothing else is said. Where draws are few, only what stands clear of zero says something.
 
 The base is `fast` with {base}.
@@ -320,8 +347,9 @@ The base is `fast` with {base}.
 Repeat: `python -m benchmarks.ablation run DIR --per-class 50 --draws 0-19`, which also runs what is
 missing here, and the same with `--per-class 10 --draws 0-5`, DIR with the four idx files.
 """
-_HEAD = """| variant | what it is | draws | accuracy | single view | gain | over the same without |
-|---|---|---|---|---|---|---|"""
+_HEAD = """| variant | what it is | draws | accuracy | single view | gain | over the same without \
+| of one machine |
+|---|---|---|---|---|---|---|---|"""
 
 
 def main() -> None:
@@ -334,6 +362,7 @@ def main() -> None:
     runner.add_argument("--draws", type=whole, default=TUNED_ON)
     runner.add_argument("--jobs", type=int, default=1)
     runner.add_argument("--threads", type=int, help="of each run")
+    runner.add_argument("--here", action="store_true", help="also what other machines have run")
     runner.set_defaults(call=run)
     commands.add_parser("table", help="write docs/ablation.md").set_defaults(call=table)
     options = parser.parse_args()

@@ -301,19 +301,20 @@ times say so, and the rows which. Two earlier forms of `best` had been scored on
 it was changed (98.82 on draws 100–102 with 1,080 steps and label smoothing 0.1; 98.92 on draws
 100–109 with 1,200 steps of 125 images and a tenth of the weight decay). What changed last, its
 batches and its decay, was chosen among a dozen such changes by development draws 0 and 1 alone (on
-draws 0 to 19, in a network of two thirds its width, both together gain what could be nothing:
-[ablation.md](ablation.md)). So had an `ensemble` of five networks alike (98.97 on draws 100–104)
-when it became one of four that look in three ways, chosen by development draws 0 and 2 alone in
-explorations that no command repeats. And so had that one (98.99) when its views became livelier.
-These were chosen in the same way by draws 0 to 9, one seed each: the mean of two such networks
-erred in 1.07 % with the views of `best` and in 1.02 with either of the two lists between which the
-present one lies (the paired gain: 0.01 to 0.08, 95 % interval), in 1.06 with one that is livelier
-still. `pool` was chosen by draws 0 to 2 ([pool.md](pool.md) says what was tried). Trying the
-commands on `mnist50` also scores test images, a few times while this was written, and so do timing
-a whole run, `python -m benchmarks.robust`, `benchmarks.suggest`, `benchmarks.pool` and
-`benchmarks.confidence`; no recipe was chosen by that. Two things changed because of it: which
-images new ones are compared with to tell strangers, and which temperature is expected where labels
-spread; either was then chosen by development draws ([confidence.md](confidence.md)).
+draws 0 to 19, in a network of two thirds its width, what both together gain could be nothing where
+all pairs count, and not where those of one machine do: [ablation.md](ablation.md)). So had an
+`ensemble` of five networks alike (98.97 on draws 100–104) when it became one of four that look in
+three ways, chosen by development draws 0 and 2 alone in explorations that no command repeats. And
+so had that one (98.99) when its views became livelier. These were chosen in the same way by draws
+0 to 9, one seed each: the mean of two such networks erred in 1.07 % with the views of `best` and
+in 1.02 with either of the two lists between which the present one lies (the paired gain: 0.01 to
+0.08, 95 % interval), in 1.06 with one that is livelier still. `pool` was chosen by draws 0 to 2
+([pool.md](pool.md) says what was tried). Trying the commands on `mnist50` also scores test images,
+a few times while this was written, and so do timing a whole run, `python -m benchmarks.robust`,
+`benchmarks.suggest`, `benchmarks.pool` and `benchmarks.confidence`; no recipe was chosen by that.
+Two things changed because of it: which images new ones are compared with to tell strangers, and
+which temperature is expected where labels spread; either was then chosen by development draws
+([confidence.md](confidence.md)).
 First explorations, before this project had code, looked at the test set on one draw of their own;
 none of their figures is used here.
 

@@ -92,9 +92,9 @@ def test_what_is_there_already_is_told(
     monkeypatch.setattr(bench, "_code", lambda: "b2")
     measured(path, CELLS[2:], say=told.append)
     assert told == [
-        f"1 of 3 runs are in {path}",
-        f"0 of 2 runs are in {path}, and rows of 1 that do not count "
-        "(other code, settings, images, torch or kind of device)",
+        f"{path} has 1 of 3 runs",
+        f"{path} has 0 of 2 runs, and 1 that do not count "
+        "(other code, source, settings, torch or kind of device)",
     ]
 
 

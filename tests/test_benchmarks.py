@@ -42,7 +42,7 @@ from handful.losses import nt_xent
 from handful.metrics import mean_interval
 from handful.networks import multiply_adds
 from handful.recipes import RECIPES, RICH_DIGITS
-from handful.splits import batches_per_epoch
+from handful.splits import mean_batch
 
 ORIGIN = {"commit": "abc1234", "torch": "2.0", "cpu": "a CPU", "threads": 2, "date": "2026-01-31"}
 
@@ -389,6 +389,7 @@ def ablated(variant: str, draw: int, accuracy: float) -> dict[str, Any]:
     known = ablation.VARIANTS.get(variant)
     return {"variant": variant, "draw": draw, "commit": "abc1234", "test_accuracy": accuracy,
             "test_accuracy_single_view": accuracy - 0.001, "per_class": 50,
+            "versions": {"torch": "2.13"},
             "images_through_encoder": {"pretext": 0, "downstream": 120_000},
             "settings": known.settings if known else []}  # fmt: skip
 
@@ -405,7 +406,7 @@ def test_an_ablation_pairs_each_draw_with_the_base() -> None:
         ]
     )
     base, joint = (line for line in found.splitlines() if line.startswith(("| base", "| joint")))
-    assert base.endswith("| 2 | 97.50 | 97.40 | – | – |")
+    assert base.endswith("| 2 | 97.50 | 97.40 | – | – | – |")
     assert "| 3 | 81.80 |" in joint
     assert joint.count("+0.20 ± 0.14 (-1.07 to +1.47)") == 2
 
@@ -427,6 +428,20 @@ def test_an_ablation_pairs_runs_of_one_commit_and_counts_draws_of_all() -> None:
     assert "Commits: old, new, newer, newest." in found
 
 
+def test_an_ablation_pairs_runs_of_one_machine_where_it_can() -> None:
+    def by(torch: str, *found: tuple[str, int, float]) -> list[dict[str, Any]]:
+        return [ablated(*one) | {"versions": {"torch": torch}} for one in found]
+
+    found = ablation.page(
+        by("a", ("base", 0, 0.90), ("joint 0.3", 0, 0.91), ("base", 1, 0.90), ("base", 2, 0.90))
+        + by("b", ("base", 0, 0.50), ("joint 0.3", 1, 0.94), ("joint 0.3", 2, 0.93))
+        + by("b", ("base", 2, 0.90))
+    )
+    joint = next(line for line in found.splitlines() if line.startswith("| joint"))
+    three, two = "+2.67 ± 1.53 (-1.13 to +6.46)", "+2.00 ± 1.41 (-10.71 to +14.71), of 2"
+    assert joint.endswith(f"| {three} | {three} | {two} |")
+
+
 def test_an_ablation_tells_what_of_a_gain_is_of_the_contrast() -> None:
     found = ablation.page(
         [
@@ -436,7 +451,7 @@ def test_an_ablation_tells_what_of_a_gain_is_of_the_contrast() -> None:
         ]
     )
     joint = next(line for line in found.splitlines() if line.startswith("| joint"))
-    assert joint.endswith("| +6.00 | +1.00 |")
+    assert joint.endswith("| +6.00 | +1.00 | the same |")
 
 
 def test_an_ablation_names_who_had_more_images() -> None:
@@ -480,16 +495,16 @@ def test_an_ablation_compares_runs_of_one_commit_and_of_variants_as_they_are() -
         ]
     )
     base, joint = (line for line in found.splitlines() if line.startswith(("| base", "| joint")))
-    assert base.endswith("| 1 | 95.00 | 94.90 | – | – |")
-    assert joint.endswith("| 1 | 91.00 | 90.90 | +1.00 | +1.00 |")
+    assert base.endswith("| 1 | 95.00 | 94.90 | – | – | – |")
+    assert joint.endswith("| 1 | 91.00 | 90.90 | +1.00 | +1.00 | the same |")
 
 
 def test_every_variant_sends_as_many_images_through_the_encoder() -> None:
     images = ablation.PER_CLASS * 10
     for name, variant in ablation.VARIANTS.items():
         settings = dict(one.split("=") for one in variant.settings)
-        batches = batches_per_epoch(images, int(settings["downstream.batch_size"]))
+        batch = mean_batch(images, int(settings["downstream.batch_size"]))
         views = 2 if "downstream.contrast" in settings else 1
-        encoded = views * int(settings["downstream.steps"]) * images / batches
+        encoded = views * int(settings["downstream.steps"]) * batch
         encoded += 2 * int(settings["pretext.steps"]) * ablation.BATCH
         assert encoded == pytest.approx(ablation.IMAGES, rel=0.002), name

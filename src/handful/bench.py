@@ -96,8 +96,8 @@ def labels(
     images or settings, by other code, another torch or another kind of device does not count. Rows
     of code that changed while the run went on, or cannot be read, are kept and never taken for
     another's.
-    jobs: runs at a time, each with its share of the cores. on_row: called with each new row. say:
-        with a line for people that tells which runs are there already, if any are.
+    jobs: runs at a time, each with its share of the cores. on_row: called with each new row.
+    say: called with a line for people on how many are there already, where `path` has rows.
     Raises ValueError with the cell and the run's own message where one is refused, RuntimeError
     where one breaks; rows stay.
     """
@@ -231,12 +231,12 @@ def _cell(row: Row) -> Cell:
 def _resumed(
     path: Path, rows: Sequence[Row], cells: Sequence[Cell], missing: Sequence[Cell]
 ) -> str:
-    told = f"{len(cells) - len(missing)} of {len(cells)} runs are in {path}"
+    told = f"{path} has {len(cells) - len(missing)} of {len(cells)} runs"
     others = len({_cell(row) for row in rows} & {*missing})
     if not others:
         return told
-    why = "other code, settings, images, torch or kind of device"
-    return f"{told}, and rows of {others} that do not count ({why})"
+    why = "other code, source, settings, torch or kind of device"
+    return f"{told}, and {others} that do not count ({why})"
 
 
 def _each(

@@ -33,7 +33,7 @@ from handful.predictor import Predictor
 from handful.pretext import place_of_pretext, pretext_task
 from handful.recipes import laid_over, recipe_for, sized, suited
 from handful.session import Member, Row, Session, members_of, plan
-from handful.splits import batches_per_epoch
+from handful.splits import mean_batch
 from handful.stages import Trained
 from handful.tracking import Board
 
@@ -269,18 +269,18 @@ def _announce(member: Member) -> None:
     pretext, downstream = config.pretext, config.downstream
     assert pretext.steps is not None and downstream.steps is not None
     keeping = parts.kept_apart
-    first = 2 * pretext.steps * _batch(parts.pretext, pretext.batch_size)
+    first = 2 * pretext.steps * mean_batch(len(parts.pretext), pretext.batch_size)
     kept = place_of_pretext(member)
     if kept is not None and kept.is_dir():
         first = 0
     lessons = parts.pretext if downstream.pseudo_labels else parts.final
-    batch = _batch(lessons, downstream.batch_size)
+    batch = mean_batch(len(lessons), downstream.batch_size)
     then = downstream.steps * batch
     then *= 1 + (parts.validation is not None and downstream.refit)
     if parts.validation is None:
         then *= 1 + downstream.folds * downstream.fold_share
     kept_of = parts.pretext if downstream.pseudo_labels else parts.everything
-    then += downstream.steps * _batch(kept_of, downstream.batch_size) * keeping
+    then += downstream.steps * mean_batch(len(kept_of), downstream.batch_size) * keeping
     then *= 2 if downstream.contrasts else 1
     images = (first + then) * (1 + _has_control(session)) * config.members
     seconds = images * networks.seconds_per_image(encoder, parts.final.images, batch)
@@ -323,11 +323,6 @@ def _idle_folds(parts: Partition) -> Iterator[str]:
         yield "downstream.folds adds nothing: validation images calibrate"
     elif int(parts.final.class_counts.max()) < 2:
         yield "downstream.folds can hold nothing out: no class has two labelled images"
-
-
-def _batch(images: ImageSet, batch_size: int) -> float:
-    """Images of a batch as they come: batches of an epoch are nearly equal."""
-    return len(images) / batches_per_epoch(len(images), batch_size)
 
 
 def _described(members: Sequence[Member], trained: Trained, seen: int) -> dict[str, Any]:

@@ -351,9 +351,8 @@ def multiply_adds(encoder: AnyEncoder, height: int, width: int) -> int:
 def seconds_per_image(encoder: Encoder, images: Tensor, batch: float) -> float:
     """Measured time of one image's forward and backward pass, for saying how long training takes.
 
-    images: uint8 (N, C, H, W), repeated where they are fewer than a `batch` of training: in a small
-    batch each costs more. Costs a few steps of at most 128 images; a copy is trained, `encoder` is
-    left alone.
+    images: uint8 (N, C, H, W), repeated to fill a `batch`: an image of a small one takes longer.
+    Costs a few steps of at most 128 images; a copy is trained, `encoder` is left alone.
     """
     trial = deepcopy(encoder).train()
     wanted = torch.arange(min(max(round(batch), 2), 128)) % len(images)

@@ -16,7 +16,7 @@ from handful.config import RunConfig
 from handful.metrics import fit_temperature
 from handful.recipes import suited
 from handful.session import Session, member_of
-from handful.splits import folds
+from handful.splits import folds, mean_batch
 from handful.wording import duration
 
 TRIED = ("letters", "general", "natural", "texture")
@@ -57,7 +57,7 @@ def tried(session: Session, asked: RunConfig, chosen: Collection[str]) -> Trial 
     count = int((held >= 0).sum())
     if count < FEWEST:
         return None
-    batch = min(session.config.downstream.batch_size, len(images))
+    batch = mean_batch(len(images) - count // FOLDS, session.config.downstream.batch_size)
     each = networks.seconds_per_image(member_of(session).encoder, images.images, batch)
     guess = _guess(images.labels[held >= 0])
     for lessons in LESSONS:

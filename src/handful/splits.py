@@ -105,3 +105,8 @@ def batches_per_epoch(n: int, batch_size: int) -> int:
     """How many batches `batches` makes of n images."""
     parts = -(-n // batch_size)
     return min(parts, n // 2) if batch_size > 1 and n > 1 else parts
+
+
+def mean_batch(n: int, batch_size: int) -> float:
+    """Images of a batch of `batches`, of n > 0 images: those of an epoch are nearly equal."""
+    return n / batches_per_epoch(n, batch_size)

@@ -26,7 +26,7 @@ from handful.report import findings as page
 from handful.report.findings import Kind
 from handful.runs import RunFolder
 from handful.session import Row, Session, members_of, plan
-from handful.splits import folds
+from handful.splits import folds, mean_batch
 from handful.twins import Twin
 from handful.wording import percent
 
@@ -249,7 +249,7 @@ def _judged(session: Session, images: ImageSet, positions: Tensor) -> Judged | N
     if alone == len(held):
         return None
     member = members_of(session)[0]
-    batch = min(config.batch_size, len(labelled))
+    batch = mean_batch(len(labelled) - len(labelled) // config.folds, config.batch_size)
     count = len(held[held >= 0].unique())
     each = networks.seconds_per_image(member.encoder, labelled.images, batch)
     minutes = max(1, round(count * steps * batch * each / 60))
