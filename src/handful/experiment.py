@@ -281,9 +281,10 @@ def _announce(member: Member) -> None:
         then *= 1 + downstream.folds * downstream.fold_share
     kept_of = parts.pretext if downstream.pseudo_labels else parts.everything
     then += downstream.steps * mean_batch(len(kept_of), downstream.batch_size) * keeping
-    then *= 2 if downstream.contrasts else 1
+    views = 2 if downstream.contrasts else 1
+    then *= views
     images = (first + then) * (1 + _has_control(session)) * config.members
-    seconds = images * networks.seconds_per_image(encoder, parts.final.images, batch)
+    seconds = images * networks.seconds_per_image(encoder, parts.final.images, views * batch)
     session.say(f"training will take about {max(1, round(seconds / 60))} min")
 
 
