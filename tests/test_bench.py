@@ -88,6 +88,7 @@ def test_what_is_there_already_is_told(
     path, told = tmp_path / "rows.jsonl", list[str]()
     measured(path, CELLS[:1], say=told.append)
     assert told == []
+    bench.append(path, {"another": "row"})
     measured(path, CELLS[:3], say=told.append)
     monkeypatch.setattr(bench, "_code", lambda: "b2")
     measured(path, CELLS[2:], say=told.append)

@@ -232,7 +232,8 @@ def _resumed(
     path: Path, rows: Sequence[Row], cells: Sequence[Cell], missing: Sequence[Cell]
 ) -> str:
     told = f"{path} has {len(cells) - len(missing)} of {len(cells)} runs"
-    others = len({_cell(row) for row in rows} & {*missing})
+    cells_there = {_cell(row) for row in rows if row.keys() >= {*Cell._fields}}
+    others = len(cells_there & {*missing})
     if not others:
         return told
     why = "other code, source, settings, torch or kind of device"
