@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from benchmarks.measure import Benchmark, Options, alternate, duel
 from benchmarks.page import PAGE, page
 from PIL import Image
 
+from handful import bench, devices
 from handful.bench import read
 from handful.config import NetworkConfig
 from handful.datasets import Dataset
@@ -440,6 +441,33 @@ def test_an_ablation_pairs_runs_of_one_machine_where_it_can() -> None:
     joint = next(line for line in found.splitlines() if line.startswith("| joint"))
     three, two = "+2.67 ± 1.53 (-1.13 to +6.46)", "+2.00 ± 1.41 (-10.71 to +14.71), of 2"
     assert joint.endswith(f"| {three} | {three} | {two} |")
+
+
+def test_an_ablation_runs_what_its_commit_or_with_here_its_machine_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, trained = tmp_path / "rows.jsonl", list[int]()
+    there = {"commit": "now", "versions": {"torch": "elsewhere"}}
+    for row in (ablated("base", 0, 0.9) | there, ablated("base", 1, 0.9)):
+        bench.append(path, row)
+
+    def apart(source: str, words: Sequence[str], threads: int | None) -> dict[str, Any]:
+        draw = next(draw for draw in (0, 1) if f"--draw={draw}" in words)
+        trained.append(draw)
+        found = {"per_class": 50, "draw": draw, "versions": devices.versions()}
+        return dict.fromkeys(bench.KEPT, 0) | found
+
+    monkeypatch.setattr(ablation, "ROWS", path)
+    monkeypatch.setattr(ablation, "commit_of_recipes", lambda: "now")
+    monkeypatch.setattr(bench, "apart", apart)
+    asked = ["ablation", "run", "DIR", "base", "--draws", "0-1"]
+    runs = []
+    for options in ([], ["--here"], ["--here"]):
+        monkeypatch.setattr("sys.argv", [*asked, *options])
+        ablation.main()
+        runs.append(trained.copy())
+        trained.clear()
+    assert runs == [[1], [0], []]
 
 
 def test_an_ablation_tells_what_of_a_gain_is_of_the_contrast() -> None:
