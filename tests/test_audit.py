@@ -256,6 +256,26 @@ def test_a_class_of_one_image_is_not_judged_and_said(few: ImageSet, bundled: Dat
     assert any(line.startswith("training 2 networks, about ") for line in said)
 
 
+def test_how_long_an_audit_takes_is_told_by_a_step_of_its_networks(
+    few: ImageSet, bundled: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, timed = list[str](), list[float]()
+
+    def seconds_per_image(_: object, __: object, batch: float) -> float:
+        timed.append(batch)
+        return 1.5
+
+    monkeypatch.setattr(audit.networks, "seconds_per_image", seconds_per_image)
+    monkeypatch.setattr(audit, "PER_IMAGE", 1)
+    settings = [*FEW, "downstream.steps=6", "downstream.batch_size=12"]
+    config, chosen = audit.setting("mnist50", None, settings, "cpu")
+    audit.examined(
+        config, replace(bundled, train=few, test=None), CPU, chosen=chosen, say=said.append
+    )
+    assert timed == [10]  # of 40, half are held out: twenty in two batches
+    assert "training 2 networks, about 3 min" in said  # 2 networks · 6 steps · 10 images
+
+
 def test_where_each_class_has_one_image_nothing_is_trained(few: ImageSet, bundled: Dataset) -> None:
     first = torch.stack([(few.labels == k).nonzero()[0, 0] for k in range(10)])
     config, chosen = audit.setting("mnist50", None, FEW, "cpu")

@@ -122,6 +122,22 @@ def test_kinds_that_taught_nothing_are_tried_for_longer(
     assert run.summary["presets_tried"].keys() == (set() if all_lost else set(presets.TRIED))
 
 
+def test_how_long_trials_take_is_told_by_a_step_of_theirs(pointing: Folder, tmp_path: Path) -> None:
+    """Half the images, since the others are held out, in batches as they come."""
+    said: list[str] = []
+    asked = {key.replace("__", "."): value for key, value in TINY.items()}
+    asked |= {"downstream.batch_size": 8}
+    config = experiment.recipe_for(str(pointing(15)), "fast").updated(asked)
+    with (
+        mock.patch.object(presets, "_losses", losses(letters=0, general=1, natural=1, texture=1)),
+        mock.patch.object(presets.networks, "seconds_per_image", return_value=0.01) as timed,
+    ):
+        experiment.run(config, tmp_path / "run", chosen=asked, say=said.append)
+    assert timed.call_args_list[0].args[2] == 6  # of 24, twelve in two batches
+    (line,) = [line for line in said if line.startswith("trying")]
+    assert "at most 8 min 0 s: letters, general, natural, texture" in line  # 4 · 2 · 6,000 images
+
+
 def test_arrows_are_not_mirrored(pointing: Folder, tmp_path: Path) -> None:
     """With real trials: mirrored, nothing could tell the classes apart."""
     said: list[str] = []
